@@ -1,0 +1,134 @@
+"""Settings nobody else owns, and strict YAML in and out.
+
+Every class of settings in boxwise is made by `@settings`: frozen, keyword-only, and read strictly. A
+string under a field is its help. A class that may stand where another could carries a literal `name`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def settings(cls: type[T]) -> type[T]:
+    """A frozen dataclass whose values are checked strictly and whose unknown keys are errors."""
+    cls.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
+    return dataclass(frozen=True, kw_only=True, slots=True)(cls)
+
+
+@settings
+class SGD:
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: float = 0.03
+    """Learning rate at `lr_batch` images a step; the run uses lr * batch size / lr_batch."""
+    lr_batch: int = 256
+    """The batch that `lr` was stated for."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    decay_1d: bool = True
+    """Weight decay on biases and norm parameters too, as MoCo and SimSiam do."""
+    nesterov: bool = False
+
+
+@settings
+class LARS:
+    """SGD with momentum whose gradients are scaled layer by layer; 1-D parameters are left to plain SGD."""
+
+    name: Literal["lars"] = "lars"
+    lr: float = 0.45
+    """Learning rate at `lr_batch` images a step; the run uses lr * batch size / lr_batch."""
+    lr_batch: int = 256
+    """The batch that `lr` was stated for."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-6
+    trust: float = 0.001
+    """Size of a step relative to the size of its layer."""
+    eps: float = 1e-8
+    norm: Literal["joint", "sum"] = "joint"
+    """Divide by |g + wd p| (BYOL, SoCo) or by |g| + wd |p| (SCRL)."""
+
+
+Optimiser = SGD | LARS
+
+
+@settings
+class Schedule:
+    """How long, and the learning rate along the way. Exactly one of `epochs` and `steps` is set."""
+
+    epochs: float | None = None
+    """Passes over the images."""
+    steps: int | None = None
+    """Optimiser steps, instead of epochs."""
+    kind: Literal["cosine", "multistep"] = "cosine"
+    warmup_epochs: float = 0.0
+    """Linear warm-up, in epochs."""
+    warmup_steps: int = 0
+    """Linear warm-up, in optimiser steps; added to `warmup_epochs`."""
+    warmup_from: float = 0.0
+    """Share of the base rate at the first step of the warm-up."""
+    per: Literal["step", "epoch"] = "step"
+    """A cosine that moves every step (BYOL, SoCo, SCRL) or once an epoch (the MoCo family)."""
+    early: bool = False
+    """Step k uses the value of k + 1, as SCRL does."""
+    final_lr: float = 0.0
+    """What the cosine ends at."""
+    milestones: tuple[float, ...] = ()
+    """multistep: shares of the whole length at which the rate falls."""
+    gamma: float = 0.1
+    """multistep: what the rate is multiplied by at each milestone."""
+
+
+@settings
+class Run:
+    """One training run: its batch, device, precision, and how often it reports and saves."""
+
+    batch_size: int = 256
+    """Images per optimiser step, over all devices and all accumulated parts."""
+    accumulate: int = 1
+    """Parts a step is split into. Saves memory; does not enlarge what BatchNorm sees."""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1
+    """Processes on this machine; torchrun and SLURM set their own."""
+    nodes: int = 1
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the processor has it, else fp32."""
+    channels_last: bool = True
+    compile: bool = False
+    """Compile the encoder with torch.compile."""
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient."""
+    log_every: int = 10
+    """Steps between two lines of figures; the device is waited for only then."""
+    save_every: int = 500
+    """Steps between two checkpoints; one is written at the end in any case."""
+    keep: int = 2
+    """Checkpoints kept."""
+    threads: int | None = None
+    """CPU threads of torch; recorded, since another number changes the last bits."""
+
+
+@settings
+class Data:
+    """How images are read."""
+
+    workers: int | None = None
+    """Processes that decode and cut; none: as many as help; 0: the training process itself."""
+    bad_images: Literal["error", "skip"] | None = None
+    """Unreadable files: skip (default without labels; a run stops above 5 %) or error (default with labels)."""
+    max_value: int | None = None
+    """The white of 16-bit images, where it is not 65535."""
+
+
+def plain(value: Any) -> Any:
+    """Settings as what YAML and JSON hold: dicts, lists, numbers, strings."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(type(value)).dump_python(value, mode="json")

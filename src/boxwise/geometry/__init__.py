@@ -1,0 +1,1 @@
+"""Boxes, views and matched regions. Imports torch and nothing of ours but `shapes` and `config`."""

@@ -1,0 +1,93 @@
+"""A view remembers where it was cut from, so boxes are computed, never transformed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from boxwise.shapes import Boxes, Index
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One view of every image in the batch."""
+
+    image: Shaped[Tensor, "B *tiles 3 H W"]
+    """uint8 as cut by a worker, normalised float once augmented; `tiles` is empty except for DetCo's patches."""
+    crop: Float[Tensor, "B 4"]
+    """Source pixels: the rectangle this view shows."""
+    flip: Bool[Tensor, " B"]
+    """Mirrored left-right after cropping."""
+    objects: Float[Tensor, "B N 4"] | None = None
+    """Source pixels: boxes known before training."""
+
+    @property
+    def width(self) -> int:
+        return self.image.shape[-1]
+
+    @property
+    def height(self) -> int:
+        return self.image.shape[-2]
+
+    def place(self, boxes: Boxes) -> Boxes:
+        """Source pixels to view pixels. Boxes outside the crop come back outside the view."""
+        origin, scale = self._frame()
+        placed = (boxes - origin) * scale
+        return torch.where(self.flip[:, None, None], self.mirror(placed), placed)
+
+    def locate(self, boxes: Boxes) -> Boxes:
+        """View pixels to source pixels: the inverse of `place`."""
+        origin, scale = self._frame()
+        straight = torch.where(self.flip[:, None, None], self.mirror(boxes), boxes)
+        return straight / scale + origin
+
+    def mirror(self, boxes: Boxes) -> Boxes:
+        """View pixels of the same boxes once the view is flipped left-right."""
+        left, top, right, bottom = boxes.unbind(-1)
+        return torch.stack([self.width - right, top, self.width - left, bottom], dim=-1)
+
+    def magnification(self) -> Float[Tensor, "B 2"]:
+        """View pixels per source pixel, along x and along y."""
+        size = self.crop[:, 2:] - self.crop[:, :2]
+        return size.new_tensor([self.width, self.height]) / size
+
+    def to(self, device: torch.device | str) -> View:
+        """The same view on `device`; copies from pinned memory do not wait."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return View(
+            **{k: v if v is None else v.to(device, non_blocking=True) for k, v in moved.items()}
+        )
+
+    def _frame(self) -> tuple[Float[Tensor, "B 1 4"], Float[Tensor, "B 1 4"]]:
+        return self.crop[:, None, [0, 1, 0, 1]], self.magnification().repeat(1, 2)[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Everything the data floor hands to a method: views, and the random numbers that belong to their images."""
+
+    views: tuple[View, ...]
+    index: Index
+    """Row of each image in its image set."""
+    draws: Mapping[str, Float[Tensor, "B *draw"]]
+    """Uniform numbers in [0, 1), named by their use; a function of (seed, epoch, image)."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(
+            self,
+            views=tuple(view.to(device) for view in self.views),
+            index=self.index.to(device, non_blocking=True),
+            draws={name: draw.to(device, non_blocking=True) for name, draw in self.draws.items()},
+        )
+
+
+def join(a: View, b: View) -> View:
+    """Two views as one of 2B rows, `a` first: what shares BatchNorm statistics is one batch."""
+    objects = None if a.objects is None or b.objects is None else torch.cat([a.objects, b.objects])
+    return View(
+        torch.cat([a.image, b.image]), torch.cat([a.crop, b.crop]), torch.cat([a.flip, b.flip]), objects
+    )

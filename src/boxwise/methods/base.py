@@ -1,0 +1,70 @@
+"""What the training loop needs from a method, and nothing more."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from boxwise.geometry.views import Batch
+from boxwise.nn.branch import Branch
+from boxwise.nn.encoder import Encoder
+from boxwise.shapes import Embeddings, Keep, Scalar
+
+
+class MethodConfig(Protocol):
+    """A method's settings, which also know how to build it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def build(self, encoder: Encoder) -> Method:
+        """The method around `encoder`, with fresh heads and teacher."""
+        ...
+
+    def draws(self) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes, per image, of the uniform numbers that `losses` reads from `batch.draws`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What the health figures are computed from: matched rows of the last forward, without gradient."""
+
+    query: Embeddings
+    key: Embeddings
+    keep: Keep | None
+
+
+class Method(nn.Module, ABC):
+    """A pretraining objective. Subclasses are final; share by composing `geometry` and `nn`."""
+
+    student: Branch
+    watched: Watched | None = None
+
+    def forward(self, batch: Batch) -> dict[str, Scalar]:
+        """Runs `losses` and adds their sum as "loss". The only call that goes through DDP."""
+        losses = self.losses(batch)
+        return losses | {"loss": torch.stack([*losses.values()]).sum()}
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, Scalar]:
+        """Named, already weighted loss terms. Must not change parameters or teachers."""
+
+    def after_step(self, step: int, total: int, *, ok: Scalar | None = None) -> None:
+        """Called once per optimiser step, `step` counted from 0. Teachers move here only.
+
+        `ok` is 1, or 0 when the step was dropped for a non-finite gradient: a teacher then stays.
+        """
+
+    def handed_over(self) -> dict[str, nn.Module]:
+        """What a detector takes: the student's `backbone`, and where the method trained them `fpn` and `head`."""
+        return self.student.handed_over()
+
+    def watch(self, query: Embeddings, key: Embeddings, keep: Keep | None = None) -> None:
+        """Leaves the rows that the health figures are computed from, at the log interval only."""
+        self.watched = Watched(query.detach(), key.detach(), keep)
