@@ -1,0 +1,1 @@
+"""Files to batches of views, and labelled samples for detectors."""

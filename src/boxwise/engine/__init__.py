@@ -1,0 +1,1 @@
+"""One loop for pretraining, probes and detectors. Knows tasks, but not boxes."""

@@ -1,0 +1,1 @@
+"""Weights in and out: names of other libraries, and files that hold no code."""

@@ -1,0 +1,1 @@
+"""Networks and losses. Knows tensors and views, never files, recipes or loops."""

@@ -1,0 +1,1 @@
+"""Detectors that take pretrained weights, and what they are measured by."""
