@@ -125,10 +125,3 @@ class Data:
     """Unreadable files: skip (default without labels; a run stops above 5 %) or error (default with labels)."""
     max_value: int | None = None
     """The white of 16-bit images, where it is not 65535."""
-
-
-def plain(value: Any) -> Any:
-    """Settings as what YAML and JSON hold: dicts, lists, numbers, strings."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(type(value)).dump_python(value, mode="json")

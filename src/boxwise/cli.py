@@ -1,0 +1,391 @@
+"""The command line: verbs to functions. Starts in well under a second, since torch is imported by the verbs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from boxwise.strict import SettingsError, nearest, scalar
+
+USAGE, FAILED = 2, 1
+"""Exit codes, beside 0, 130 for Ctrl-C, 143 for SIGTERM, and what an error of ours carries as `exit_code`:
+3 for a run that diverged or collapsed, 4 for weights that did not arrive."""
+
+Positional = tyro.conf.Positional
+
+
+@dataclasses.dataclass(kw_only=True)
+class Show:
+    """Draw the views of a recipe with their matched boxes: look before you train."""
+
+    recipe: Positional[str]
+    """A method (scrl), a published run (scrl_r50_200ep), or FILE.py:FUNCTION."""
+    data: str
+    """A folder of images, a list file, a COCO root, or a COCO json with --images."""
+    out: Path
+    """The picture to write, PNG or JPEG."""
+    images: Path | None = None
+    """The folder that the file names of a COCO json start from."""
+    config: Path | None = None
+    """Settings from a YAML file, laid over the recipe."""
+    count: int = 4
+    """How many images to draw."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Pretrain:
+    """Pretrain a backbone, and where the recipe has them FPN and box head, on images without labels."""
+
+    recipe: Positional[str]
+    """A method (scrl: fitted to the images and the device), a published run (scrl_r50_200ep), or FILE.py:FUNCTION."""
+    data: str
+    """A folder of images (nested, no labels needed), a list file, a COCO root, or a COCO json with --images."""
+    out: Path
+    """The run folder: weights come to rest in OUT/export."""
+    images: Path | None = None
+    """The folder that the file names of a COCO json start from."""
+    config: Path | None = None
+    """Settings from a YAML file, laid over the recipe; flags are laid over both."""
+    init: Path | None = None
+    """Start from these weights: ours, torchvision's or timm's."""
+    resume: bool = False
+    """Go on from the newest checkpoint in OUT."""
+    overwrite: bool = False
+    """Empty OUT first."""
+    allow_drift: bool = False
+    """Resume although recipe or images have changed."""
+    dry_run: bool = False
+    """Print the resolved recipe and stop."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Finetune:
+    """Train a detector on labelled images, from random or pretrained weights, and measure it."""
+
+    recipe: Positional[str]
+    """A detector (faster_rcnn_fpn: as long as the data asks for) or FILE.py:FUNCTION."""
+    data: str
+    """A COCO root, or a COCO json with --images."""
+    out: Path
+    """The run folder."""
+    weights: Path | None = None
+    """A pretraining run, its export folder, or a weights file of ours, torchvision's or timm's."""
+    images: Path | None = None
+    """The folder that the file names of a COCO json start from."""
+    val: Path | None = None
+    """The COCO json to measure on, where --data is a json."""
+    labels: str | None = None
+    """Train on a share (0.1) or a count (100) of the labelled images, drawn by the seed and listed in the run."""
+    config: Path | None = None
+    """Settings from a YAML file, laid over the recipe; flags are laid over both."""
+    resume: bool = False
+    """Go on from the newest checkpoint in OUT."""
+    overwrite: bool = False
+    """Empty OUT first."""
+    allow_drift: bool = False
+    """Resume although recipe or images have changed."""
+    dry_run: bool = False
+    """Print the resolved recipe and stop."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Evaluate:
+    """Measure a fine-tuned detector: COCO's twelve figures."""
+
+    run: Positional[Path]
+    """A folder that `boxwise finetune` wrote."""
+    data: str
+    """A COCO root, or a COCO json with --images."""
+    images: Path | None = None
+    """The folder that the file names of a COCO json start from."""
+    json: bool = False
+    """Print the figures as JSON."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    batch_size: int = 8
+
+
+@dataclasses.dataclass(kw_only=True)
+class Report:
+    """Join run folders to one offline page."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Folders that `boxwise pretrain` and `boxwise finetune` wrote."""
+    out: Path = Path("report.html")
+    """The page to write."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class List:
+    """What there is: recipes, methods or backbones."""
+
+    what: Positional[Literal["recipes", "methods", "backbones"]]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Scenes:
+    """Write procedural scenes with boxes and masks in COCO layout: the built-in data set."""
+
+    out: Path
+    """The folder to write: annotations/, train2017/, val2017/ and, on request, unlabeled2017/."""
+    count: int
+    """Labelled training scenes."""
+    val: int = 100
+    """Labelled validation scenes."""
+    unlabelled: int = 0
+    """Scenes without labels."""
+    size: int = 128
+    """Pixels a side."""
+    seed: int = 0
+    overwrite: bool = False
+    """Empty OUT first."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Doctor:
+    """Check this machine: versions, devices, precision, workers."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Demo:
+    """From nothing to a better detector in minutes: scenes, pretraining, two fine-tunings, a page."""
+
+    out: Path = Path("demo")
+    """The folder for scenes, runs, report.html and result.json."""
+    seed: int = 0
+    minutes: float = 10.0
+    """How long it may take on two CPU cores; shorter runs gain less."""
+    overwrite: bool = False
+    """Empty OUT first."""
+
+
+VERBS: dict[str, type] = {
+    "show": Show,
+    "pretrain": Pretrain,
+    "finetune": Finetune,
+    "evaluate": Evaluate,
+    "report": Report,
+    "list": List,
+    "scenes": Scenes,
+    "doctor": Doctor,
+    "demo": Demo,
+}
+WITH_RECIPE = ("show", "pretrain", "finetune")
+
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code. Results go to stdout; progress and errors to stderr."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else USAGE
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("boxwise"))
+        return 0
+    if argv[0] not in VERBS:
+        return _usage(f"{argv[0]}: no such command{nearest(argv[0], list(VERBS))}")
+    return _run(argv[0], argv[1:])
+
+
+def _run(verb: str, argv: list[str]) -> int:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        known, overrides = _split(verb, argv)
+        arguments = tyro.cli(VERBS[verb], args=known, prog=f"boxwise {verb}")
+        return CALLS[verb](arguments, overrides) or 0
+    except SettingsError as error:
+        return _usage(*error.problems)
+    except SystemExit as stop:  # tyro's help and usage errors; the engine's 130 and 143
+        if stop.code == 0 and verb in WITH_RECIPE and "--help" in argv:
+            _recipe_help(verb, argv)
+        return stop.code if isinstance(stop.code, int) else FAILED
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"boxwise {verb}: {error}", file=sys.stderr)
+        return FAILED
+    except RuntimeError as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        print(f"boxwise {verb}: {error}", file=sys.stderr)
+        return int(error.exit_code)
+
+
+def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The verb's own flags, and settings of the recipe. `--a.b 1`, `--a.b=1` and a bare `--flag` are settings."""
+    own = {f.name for f in dataclasses.fields(VERBS[verb])} | {"help"}
+    known: list[str] = []
+    overrides: dict[str, Any] = {}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name.replace("-", "_").removeprefix("no_") in own:
+            known.append(word)
+            continue
+        if verb not in WITH_RECIPE:
+            flags = [f"--{n.replace('_', '-')}" for n in sorted(own)]
+            raise SettingsError([f"{word}: no such flag{nearest(word, flags)}"])
+        if not equals:
+            text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        overrides[name.replace("-", "_")] = scalar(text)
+    return known, overrides
+
+
+def _show(a: Show, overrides: dict[str, Any]) -> None:
+    from boxwise.run.show import show
+
+    print(
+        show(
+            a.recipe, a.data, a.out, images=a.images, config=a.config, settings=overrides, count=a.count
+        )
+    )
+
+
+def _pretrain(a: Pretrain, overrides: dict[str, Any]) -> None:
+    from boxwise.run.pretrain import pretrain
+
+    done = pretrain(
+        a.recipe,
+        a.data,
+        a.out,
+        images=a.images,
+        config=a.config,
+        settings=overrides,
+        init=a.init,
+        resume=a.resume,
+        overwrite=a.overwrite,
+        allow_drift=a.allow_drift,
+        dry_run=a.dry_run,
+    )
+    print(done)
+
+
+def _finetune(a: Finetune, overrides: dict[str, Any]) -> None:
+    from boxwise.run.finetune import finetune
+
+    done = finetune(
+        a.recipe,
+        a.data,
+        a.out,
+        weights=a.weights,
+        images=a.images,
+        val=a.val,
+        labels=None if a.labels is None else scalar(a.labels),
+        config=a.config,
+        settings=overrides,
+        resume=a.resume,
+        overwrite=a.overwrite,
+        allow_drift=a.allow_drift,
+        dry_run=a.dry_run,
+    )
+    print(done)
+
+
+def _evaluate(a: Evaluate, overrides: dict[str, Any]) -> None:
+    from boxwise.run.evaluate import as_table, evaluate
+
+    figures = evaluate(a.run, a.data, images=a.images, device=a.device, batch_size=a.batch_size)
+    print(json.dumps(figures) if a.json else as_table(figures))
+
+
+def _report(a: Report, overrides: dict[str, Any]) -> None:
+    from boxwise.report.page import write_report
+
+    print(write_report(a.runs, a.out))
+
+
+def _list(a: List, overrides: dict[str, Any]) -> None:
+    from boxwise.run.catalogue import listing
+
+    print(listing(a.what))
+
+
+def _scenes(a: Scenes, overrides: dict[str, Any]) -> None:
+    from boxwise.run.scenes import scenes
+
+    print(
+        scenes(
+            a.out,
+            count=a.count,
+            val=a.val,
+            unlabelled=a.unlabelled,
+            size=a.size,
+            seed=a.seed,
+            overwrite=a.overwrite,
+        )
+    )
+
+
+def _doctor(a: Doctor, overrides: dict[str, Any]) -> int:
+    from boxwise.run.doctor import doctor
+
+    text, healthy = doctor()
+    print(text)
+    return 0 if healthy else FAILED
+
+
+def _demo(a: Demo, overrides: dict[str, Any]) -> None:
+    from boxwise.report.page import write_report
+    from boxwise.run.demo import demo
+
+    result = demo(a.out, seed=a.seed, minutes=a.minutes, overwrite=a.overwrite)
+    page = write_report(result.runs, a.out / "report.html")
+    print(f"{result}\n{page}")
+
+
+CALLS: dict[str, Callable[[Any, dict[str, Any]], int | None]] = {
+    "show": _show,
+    "pretrain": _pretrain,
+    "finetune": _finetune,
+    "evaluate": _evaluate,
+    "report": _report,
+    "list": _list,
+    "scenes": _scenes,
+    "doctor": _doctor,
+    "demo": _demo,
+}
+
+
+def _overview() -> str:
+    lines = [f"  {verb:<10} {(kind.__doc__ or '').splitlines()[0]}" for verb, kind in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: boxwise COMMAND [--help] ...",
+            "",
+            "Self-supervised pretraining aligned with object detection: from unlabelled images to a better detector.",
+            "",
+            *lines,
+            "",
+            "boxwise COMMAND --help teaches the command; boxwise pretrain scrl --help lists the recipe's settings too.",
+        ]
+    )
+
+
+def _recipe_help(verb: str, argv: Sequence[str]) -> None:
+    """Every setting of the named recipe with its value, after the verb's own flags."""
+    named = [word for word in argv if not word.startswith("-")]
+    if not named:
+        return
+    from boxwise.run.catalogue import settings_help
+
+    print(settings_help(named[0], kind="transfer" if verb == "finetune" else "pretrain"))
+
+
+def _usage(*problems: str) -> int:
+    for problem in problems:
+        print(f"boxwise: {problem}", file=sys.stderr)
+    return USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""A whole configuration as one value, and how it is read, changed and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import Field
+
+from boxwise.config import LARS, SGD, Data, Run, Schedule
+from boxwise.data.cut import ViewSpec
+from boxwise.methods import image_level, scrl
+from boxwise.methods.base import MethodConfig
+from boxwise.nn.encoder import EncoderConfig
+from boxwise.strict import Raw, SettingsError, keys, merge, nearest, plain, read
+from boxwise.transfer.detectors import DetectorConfig
+
+Optimiser = Annotated[SGD | LARS, Field(discriminator="name")]
+BuiltInMethod = Annotated[
+    scrl.Config | image_level.MoCoConfig | image_level.BYOLConfig | image_level.SimSiamConfig,
+    Field(discriminator="name"),
+]
+
+SHORT = {
+    "batch_size": "run.batch_size",
+    "seed": "run.seed",
+    "device": "run.device",
+    "devices": "run.devices",
+    "precision": "run.precision",
+    "accumulate": "run.accumulate",
+    "compile": "run.compile",
+    "epochs": "schedule.epochs",
+    "steps": "schedule.steps",
+    "lr": "optim.lr",
+    "workers": "data.workers",
+    "bad_images": "data.bad_images",
+}
+"""Flags so common that they need no dots."""
+
+
+class Configuration(ABC):
+    """What pretraining and fine-tuning recipes share: settings in named sections, changed only as a whole."""
+
+    __slots__ = ()
+    name: str
+    optim: SGD | LARS
+    schedule: Schedule
+    run: Run
+    data: Data
+
+    @abstractmethod
+    def kinds(self) -> dict[str, Any]:
+        """The type that each section is read as."""
+
+    @abstractmethod
+    def conflicts(self) -> Iterator[str]:
+        """What cannot be together, one sentence each."""
+
+    @abstractmethod
+    def widened(self, key: str, value: Any) -> Raw | None:
+        """The settings that one flag of this kind of recipe stands for; none when it stands for itself."""
+
+    def keys(self) -> list[str]:
+        """Every dotted key that can be set."""
+        return [*SHORT, *(k for name, kind in self.kinds().items() for k in keys(kind, name))]
+
+    def changed(self, *layers: Mapping[str, Any]) -> Self:
+        """This recipe with dotted or nested settings laid over it, the last layer on top.
+
+        Raises SettingsError that lists every unknown key, wrong type and impossible combination at once.
+        """
+        raw: Raw = plain(self)
+        problems: list[str] = []
+        for layer in layers:
+            for key, value in self.nested(layer).items():
+                if key == "name":
+                    continue
+                if key not in raw:
+                    problems.append(f"{key}: no such setting{nearest(key, self.keys())}")
+                    continue
+                raw[key] = merge(raw[key], _one_length(value) if key == "schedule" else value)
+        sections: dict[str, Any] = {}
+        for section, kind in self.kinds().items():
+            try:
+                sections[section] = read(self._kind(section, kind, raw), raw[section], at=section)
+            except SettingsError as error:
+                problems += error.problems
+        if problems:
+            raise SettingsError(problems)
+        recipe = dataclasses.replace(self, **sections)  # type: ignore[type-var]
+        if impossible := [*lengths_and_batch(recipe), *recipe.conflicts()]:
+            raise SettingsError(impossible)
+        return recipe
+
+    def _kind(self, section: str, kind: Any, raw: Raw) -> Any:
+        """A method of another name than the recipe's own is one of ours; a user's own is read as its own class."""
+        if section == "method" and raw[section].get("name") != plain(self)["method"]["name"]:
+            return BuiltInMethod
+        return kind
+
+    def nested(self, layer: Mapping[str, Any]) -> Raw:
+        """Short flags and dotted keys as nested settings."""
+        nest: Raw = {}
+        for key, value in layer.items():
+            key = key.replace("-", "_")
+            wide = self.widened(key, value)
+            if wide is None:
+                for part in reversed(SHORT.get(key, key).split(".")):
+                    value = {part: value}
+                wide = value
+            nest = merge(nest, wide)
+        return nest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(Configuration):
+    """Everything that decides a pretraining run, but for the images and the folder."""
+
+    name: str
+    method: MethodConfig
+    encoder: EncoderConfig
+    views: tuple[ViewSpec, ...]
+    optim: SGD | LARS
+    schedule: Schedule
+    run: Run = Run()
+    data: Data = Data()
+
+    def kinds(self) -> dict[str, Any]:
+        return {
+            "method": type(self.method),
+            "encoder": EncoderConfig,
+            "views": tuple[ViewSpec, ...],
+            "optim": Optimiser,
+            "schedule": Schedule,
+            "run": Run,
+            "data": Data,
+        }
+
+    def widened(self, key: str, value: Any) -> Raw | None:
+        if key == "image_size":
+            return {"views": {str(i): {"crop": {"size": value}} for i in range(len(self.views))}}
+        return {"encoder": {"backbone": value}} if key == "backbone" else None
+
+    def keys(self) -> list[str]:
+        return [*super().keys(), "image_size", "backbone"]
+
+    def conflicts(self) -> Iterator[str]:
+        if len(self.views) != 2:
+            yield f"views: {self.method.name} compares 2 views, got {len(self.views)}"
+        for i, view in enumerate(self.views):
+            if view.crop.size < 32:
+                yield f"views.{i}.crop.size: {view.crop.size} px is less than a cell of the coarsest level (32)"
+        levels = plain(self.method).get("levels") or ()
+        if any(level.startswith("p") for level in levels) and not self.encoder.fpn:
+            yield f"method.levels: {', '.join(levels)} need encoder.fpn: true"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransferRecipe(Configuration):
+    """Everything that decides a fine-tuning run, but for the images, the weights and the folder."""
+
+    name: str
+    detector: DetectorConfig
+    optim: SGD | LARS
+    schedule: Schedule
+    run: Run = Run()
+    data: Data = Data()
+
+    def kinds(self) -> dict[str, Any]:
+        return {
+            "detector": DetectorConfig,
+            "optim": Optimiser,
+            "schedule": Schedule,
+            "run": Run,
+            "data": Data,
+        }
+
+    def widened(self, key: str, value: Any) -> Raw | None:
+        if key == "image_size":
+            return {"detector": {"min_size": value, "max_size": value}}
+        return {"detector": {"backbone": value}} if key == "backbone" else None
+
+    def keys(self) -> list[str]:
+        return [*super().keys(), "image_size", "backbone"]
+
+    def conflicts(self) -> Iterator[str]:
+        yield from ()
+
+
+def lengths_and_batch(recipe: Configuration) -> Iterator[str]:
+    """What cannot be together in any recipe, one sentence each."""
+    run, schedule = recipe.run, recipe.schedule
+    if (schedule.epochs is None) == (schedule.steps is None):
+        yield "schedule.epochs, schedule.steps: set exactly one of the two"
+    elif (schedule.epochs or schedule.steps or 0) <= 0:
+        yield "schedule: a run needs more than 0 epochs or steps"
+    parts = run.accumulate * run.devices * run.nodes
+    if parts < 1 or run.batch_size < 1 or run.batch_size % parts:
+        yield (
+            f"run.batch_size: {run.batch_size} is not a multiple of {parts} "
+            "(run.accumulate * run.devices * run.nodes)"
+        )
+
+
+def _one_length(schedule: Any) -> Any:
+    """`--steps 100` replaces the recipe's epochs, and the other way round."""
+    if not isinstance(schedule, dict):
+        return schedule
+    given = [k for k in ("epochs", "steps") if schedule.get(k) is not None]
+    return schedule if len(given) != 1 else schedule | {({"epochs", "steps"} - {given[0]}).pop(): None}

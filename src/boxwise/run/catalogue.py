@@ -1,0 +1,80 @@
+"""What there is, for `boxwise list` and `--help`."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+from collections.abc import Callable
+from typing import Any, Literal
+
+from boxwise.nn.encoder import backbones
+from boxwise.recipes import pretrain as pretraining
+from boxwise.recipes import transfer as transferring
+from boxwise.run.find import pretrain_recipe, transfer_recipe
+from boxwise.strict import plain
+
+
+def listing(what: Literal["recipes", "methods", "backbones"]) -> str:
+    """Names with one line each."""
+    if what == "backbones":
+        return "\n".join(backbones())
+    if what == "methods":
+        return _table({name: _first_line(f) for name, f in pretraining.METHODS.items()})
+    blocks = {
+        "pretrain, published": pretraining.PUBLISHED,
+        "pretrain, ours": pretraining.OURS,
+        "finetune": (*transferring.FAMILIES.values(), *transferring.PROTOCOLS),
+    }
+    return "\n\n".join(
+        f"{title}\n{_table({f.__name__: _first_line(f) for f in recipes})}" for title, recipes in blocks.items()
+    )
+
+
+def settings_help(named: str, *, kind: Literal["pretrain", "transfer"]) -> str:
+    """Every setting of a recipe: its key, its value, its help."""
+    recipe = (pretrain_recipe if kind == "pretrain" else transfer_recipe)(named).recipe
+    lines = [f"settings of {recipe.name} (--KEY VALUE):"]
+    for field in dataclasses.fields(recipe):
+        if field.name != "name":
+            lines += _settings(getattr(recipe, field.name), field.name)
+    return "\n".join(lines)
+
+
+def _settings(value: Any, at: str) -> list[str]:
+    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+        return [line for i, v in enumerate(value) for line in _settings(v, f"{at}.{i}")]
+    if not dataclasses.is_dataclass(value):
+        return [f"  --{at} {plain(value)}"]
+    helps = _helps(type(value))
+    lines = []
+    for field in dataclasses.fields(value):
+        inner = _settings(getattr(value, field.name), f"{at}.{field.name}")
+        if field.name in helps and len(inner) == 1:
+            inner = [f"{inner[0]:<44}  {helps[field.name]}"]
+        lines += inner
+    return lines
+
+
+def _helps(kind: type) -> dict[str, str]:
+    """The string under each field, read from the source."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, below in itertools.pairwise(body.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            match below:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    found[field.target.id] = " ".join(text.split())
+    return found
+
+
+def _first_line(function: Callable[[], Any]) -> str:
+    return (inspect.getdoc(function) or "").splitlines()[0]
+
+
+def _table(rows: dict[str, str]) -> str:
+    width = max((len(name) for name in rows), default=0)
+    return "\n".join(f"  {name:<{width}}  {line}" for name, line in rows.items())

@@ -1,0 +1,102 @@
+"""From what a user names on the command line to a recipe."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from boxwise.recipes import pretrain as pretraining
+from boxwise.recipes import transfer as transferring
+from boxwise.recipes.recipe import Configuration, Recipe, TransferRecipe
+from boxwise.strict import SettingsError, load_yaml, nearest, plain
+
+R = TypeVar("R", bound=Configuration)
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[R]):
+    """A recipe, where it came from, and whether it may be fitted to images and device before it starts."""
+
+    recipe: R
+    source: str
+    """What was named: a recipe's name or FILE.py:FUNCTION, absolute."""
+    fitted: bool
+    """A short method or family name: length and batch follow the data. Published runs stay as they are."""
+
+
+def pretrain_recipe(named: str, *, config: Path | None = None, settings: Mapping[str, Any] | None = None) -> Found[Recipe]:
+    """The pretraining recipe that `named` stands for, with a YAML file and flags laid over it.
+
+    Raises SettingsError for an unknown name (with the nearest) and for settings that cannot be.
+    """
+    known = {f.__name__: f for f in (*pretraining.PUBLISHED, *pretraining.OURS)}
+    return _found(named, pretraining.METHODS, known, Recipe, config, settings)
+
+
+def transfer_recipe(
+    named: str, *, config: Path | None = None, settings: Mapping[str, Any] | None = None
+) -> Found[TransferRecipe]:
+    """The fine-tuning recipe that `named` stands for, with a YAML file and flags laid over it."""
+    known = {f.__name__: f for f in transferring.PROTOCOLS}
+    return _found(named, transferring.FAMILIES, known, TransferRecipe, config, settings)
+
+
+def saved(recipe: Configuration, source: str) -> dict[str, Any]:
+    """What config.yaml holds: the resolved recipe, and the function that a user's own method came from."""
+    return {"source": source, **plain(recipe)}
+
+
+def _found(
+    named: str,
+    short: Mapping[str, Callable[[], R]],
+    known: Mapping[str, Callable[[], R]],
+    kind: type[R],
+    config: Path | None,
+    settings: Mapping[str, Any] | None,
+) -> Found[R]:
+    source, fitted = named, named in short
+    if ".py:" in named:
+        recipe, source = _from_file(named, kind)
+    elif named in short or named in known:
+        recipe = {**known, **short}[named]()
+    else:
+        words = [*short, *known]
+        raise SettingsError([f"{named}: no such recipe{nearest(named, words)} (boxwise list recipes; or FILE.py:FUNCTION)"])
+    layers: list[Mapping[str, Any]] = []
+    if config is not None:
+        file = load_yaml(config)
+        file.pop("source", None)
+        file.pop("name", None)
+        layers.append(file)
+        fitted = fitted and not _whole(file, recipe)
+    return Found(recipe.changed(*layers, settings or {}), source, fitted)
+
+
+def _whole(file: Mapping[str, Any], recipe: Configuration) -> bool:
+    """A file that holds every section is a resolved recipe: nothing in it is fitted again."""
+    return set(file) >= set(recipe.kinds())
+
+
+def _from_file(named: str, kind: type[R]) -> tuple[R, str]:
+    """Runs `function` of `file.py`; the module enters sys.modules first, so that its dataclasses can be read."""
+    file, _, function = named.rpartition(":")
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise SettingsError([f"{file}: no such file (expected FILE.py:FUNCTION)"])
+    name = f"boxwise_recipe_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    if not callable(made := getattr(module, function, None)):
+        names = [n for n in vars(module) if not n.startswith("_")]
+        raise SettingsError([f"{file}: has no function {function}{nearest(function, names)}"])
+    recipe = made()
+    if not isinstance(recipe, kind):
+        raise SettingsError([f"{named}: returned {type(recipe).__name__}, expected {kind.__name__}"])
+    return recipe, f"{path}:{function}"

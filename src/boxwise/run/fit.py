@@ -1,0 +1,94 @@
+"""Fits a recipe to the images and the device at hand, and says what it changed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from boxwise.recipes.recipe import Configuration, Recipe, TransferRecipe
+from boxwise.strict import plain
+
+CPU_BATCH = 64
+"""More images a step only make a CPU wait longer for the next one."""
+WARMUP_SHARE = 0.1
+TRANSFER_STEPS = (600, 12_000)
+"""Fewest and most steps of a fine-tuning whose length follows the data."""
+
+
+def fitted(recipe: Recipe, *, images: int, room: int, on_cpu: bool, given: Collection[str]) -> tuple[Recipe, list[str]]:
+    """`recipe` for `images` images on a device that holds `room` of them at a time, and one line per change.
+
+    Settings named in `given` are the user's and stay. The learning rate follows the batch by itself.
+    """
+    changes: dict[str, Any] = {}
+    why: list[str] = []
+    run = recipe.run
+    parts = run.devices * run.nodes * run.accumulate
+    if "run.batch_size" not in given:
+        fits = min(room, CPU_BATCH) if on_cpu else room
+        batch = _round(min(run.batch_size, fits * parts, max(images // 4, 2)), parts)
+        if batch != run.batch_size:
+            changes["run.batch_size"] = batch
+            why.append(f"batch size {run.batch_size} -> {batch} (fits {images} images and this device)")
+    batch = changes.get("run.batch_size", run.batch_size)
+    queue = plain(recipe.method).get("queue")
+    if queue and "method.queue" not in given and queue > images // 2:
+        length = max(batch, images // 2 // batch * batch)
+        changes["method.queue"] = length
+        why.append(f"queue {queue} -> {length} (at most half of {images} images)")
+    recipe = recipe.changed(changes)
+    return _short_warmup(recipe, max(1, images // batch), given, why), why
+
+
+def fitted_transfer(
+    recipe: TransferRecipe, *, images: int, given: Collection[str]
+) -> tuple[TransferRecipe, list[str]]:
+    """A family recipe whose length follows `images` labelled images, and one line per change."""
+    why: list[str] = []
+    batch = recipe.run.batch_size
+    if not {"schedule.epochs", "schedule.steps"} & set(given):
+        epochs = recipe.schedule.epochs or 0
+        steps = int(min(max(epochs * images / batch, TRANSFER_STEPS[0]), TRANSFER_STEPS[1]))
+        recipe = recipe.changed({"schedule.steps": steps})
+        why.append(f"{steps} steps of {batch} images ({steps * batch / images:.0f} passes over {images} images)")
+    return _short_warmup(recipe, max(1, images // batch), given, why), why
+
+
+def scaled_rate(recipe: Configuration) -> str:
+    """How the learning rate follows the batch, in one line."""
+    lr = rate(recipe)
+    optim, batch = recipe.optim, recipe.run.batch_size
+    return f"lr {optim.lr:g} at batch {optim.lr_batch} -> {lr:g} at batch {batch}"
+
+
+def rate(recipe: Configuration) -> float:
+    """The learning rate at this recipe's batch size."""
+    return recipe.optim.lr * recipe.run.batch_size / recipe.optim.lr_batch
+
+
+def given_keys(settings: Mapping[str, Any], recipe: Configuration) -> set[str]:
+    """The full dotted keys that a user set by flags."""
+    return set(_flat(recipe.nested(settings)))
+
+
+def _flat(nest: Any, at: str = "") -> list[str]:
+    if not isinstance(nest, dict):
+        return [at]
+    return [key for k, v in nest.items() for key in _flat(v, f"{at}.{k}" if at else str(k))]
+
+
+def _short_warmup(recipe: Any, steps_per_epoch: int, given: Collection[str], why: list[str]) -> Any:
+    schedule = recipe.schedule
+    total = schedule.steps or round((schedule.epochs or 0) * steps_per_epoch)
+    warmup = schedule.warmup_steps + schedule.warmup_epochs * steps_per_epoch
+    if warmup <= WARMUP_SHARE * total or {"schedule.warmup_epochs", "schedule.warmup_steps"} & set(given):
+        return recipe
+    shorter = int(WARMUP_SHARE * total)
+    why.append(f"warm-up {warmup:.0f} -> {shorter} steps (a tenth of {total})")
+    return recipe.changed({"schedule.warmup_epochs": 0.0, "schedule.warmup_steps": shorter})
+
+
+def _round(batch: int, parts: int) -> int:
+    """Down to a power of two, or to what the parts divide."""
+    power = 1 << max(1, batch.bit_length() - 1)
+    return max(2 * parts, power // parts * parts)

@@ -1,0 +1,88 @@
+"""How much memory a training step takes, counted before it is taken."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from boxwise.data.cut import ViewSpec
+from boxwise.geometry.views import Batch, View
+
+SLACK = 1.25
+"""Workspaces and fragmentation on top of what autograd keeps."""
+
+
+def blank_batch(
+    views: tuple[ViewSpec, ...], draws: Mapping[str, tuple[int, ...]], *, count: int, device: torch.device
+) -> Batch:
+    """Noise in the shape of a batch: views of one source picture, each showing all of it."""
+    generator = torch.Generator().manual_seed(0)
+    made = tuple(
+        View(
+            torch.randn(count, 3, v.crop.size, v.crop.size, generator=generator),
+            torch.tensor([0.0, 0, v.crop.size, v.crop.size]).expand(count, 4).contiguous(),
+            torch.zeros(count, dtype=torch.bool),
+        )
+        for v in views
+    )
+    noise = {name: torch.rand(count, *shape, generator=generator) for name, shape in draws.items()}
+    return Batch(made, torch.arange(count), noise).to(device)
+
+
+def kept_per_image(module: nn.Module, batch: Batch, *, dtype: torch.dtype) -> int:
+    """Bytes that autograd keeps for the backward pass, per image of `batch`. Runs one forward, no backward.
+
+    Leaves the module as it was: buffers (queues, running statistics) are put back.
+    """
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    device = batch.index.device.type
+    with (
+        torch.autograd.graph.saved_tensors_hooks(count, lambda t: t),
+        torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32),
+    ):
+        held = module(batch)
+    del held
+    for name, buffer in module.named_buffers():
+        buffer.data.copy_(before[name])
+    return sum(kept.values()) // len(batch.index)
+
+
+def fixed(module: nn.Module) -> int:
+    """Bytes that do not grow with the batch: all weights and buffers, gradients, momentum."""
+    own = sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
+    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    return own + 2 * trained
+
+
+def largest_batch(module: nn.Module, batch: Batch, *, dtype: torch.dtype, free: int) -> int:
+    """Images that one device can train on at a time, 0 when not even the weights fit."""
+    per_image = kept_per_image(module, batch, dtype=dtype)
+    return max(0, int((free - fixed(module)) / (per_image * SLACK)))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had now on `device`."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if not meminfo.exists():  # macOS
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        used = Path("/sys/fs/cgroup/memory.current")
+        free = min(free, int(text) - (int(used.read_text()) if used.exists() else 0))
+    return free

@@ -1,0 +1,102 @@
+"""Views as the network will see them, with their matched boxes drawn: look before you train."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.io import encode_jpeg, encode_png
+from torchvision.utils import draw_bounding_boxes
+
+from boxwise.data.loader import feed
+from boxwise.data.sources import Images, open_images
+from boxwise.geometry.regions import Regions
+from boxwise.geometry.views import Batch
+from boxwise.methods.base import Method
+from boxwise.nn.encoder import build_encoder
+from boxwise.recipes.recipe import Recipe
+from boxwise.run.find import pretrain_recipe
+
+GAP = 6
+"""Pixels between pictures."""
+
+
+def show(
+    recipe: str,
+    data: str | Path,
+    out: Path,
+    *,
+    images: Path | None = None,
+    config: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    count: int = 4,
+) -> Path:
+    """Draws `count` images' views of `recipe`, matched boxes in one colour a pair; returns `out`."""
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"{out}: expected a name that ends in .png or .jpg")
+    found = pretrain_recipe(recipe, config=config, settings=settings).recipe
+    source = open_images(data, images=images, max_value=found.data.max_value)
+    method = found.method.build(build_encoder(found.encoder))
+    write_picture(picture(found, method, source, count=min(count, len(source))), out)
+    return out
+
+
+def picture(recipe: Recipe, method: Method, images: Images, *, count: int) -> Tensor:
+    """The first `count` images of the first epoch: one row an image, one column a view. uint8 (3, H, W)."""
+    loads = feed(
+        images,
+        recipe.views,
+        recipe.method.draws(),
+        batch_size=count,
+        accumulate=1,
+        seed=recipe.run.seed,
+        start=0,
+        total=1,
+        workers=0,
+        bad_images="skip",
+        pin=False,
+    )
+    batch = next(iter(loads)).ready(torch.device("cpu"))
+    return sheet(batch, method.regions(batch), recipe)
+
+
+def sheet(batch: Batch, regions: Regions | None, recipe: Recipe) -> Tensor:
+    """Views side by side, with the boxes that are compared."""
+    columns = []
+    for i, view in enumerate(batch.views):
+        photo = recipe.views[i].photo
+        mean, std = (torch.tensor(v)[:, None, None] for v in (photo.mean, photo.std))
+        pixels = ((view.image.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        if regions is not None and i < 2:
+            boxes, keep = (regions.a, regions.b)[i], regions.keep.unflatten(0, (len(pixels), -1))
+            pixels = torch.stack([_drawn(p, b[k]) for p, b, k in zip(pixels, boxes, keep, strict=True)])
+        columns.append(pixels)
+    height = max(c.shape[-2] for c in columns)
+    rows = []
+    for n in range(len(batch.index)):
+        row = [torch.nn.functional.pad(c[n], (0, GAP, 0, height - c.shape[-2] + GAP), value=255) for c in columns]
+        rows.append(torch.cat(row, dim=2))
+    return torch.cat(rows, dim=1)
+
+
+def write_picture(pixels: Tensor, out: Path) -> None:
+    """uint8 (3, H, W) to PNG or JPEG, by the name's ending."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    encoded = encode_png(pixels) if out.suffix.lower() == ".png" else encode_jpeg(pixels, quality=92)
+    out.write_bytes(encoded.numpy().tobytes())
+
+
+def _drawn(pixels: Tensor, boxes: Tensor) -> Tensor:
+    """Boxes as outlines that stay inside the picture; the colour is the pair's."""
+    if not len(boxes):
+        return pixels
+    limit = boxes.new_tensor([pixels.shape[-1] - 1, pixels.shape[-2] - 1]).repeat(2)
+    inside = torch.minimum(boxes.clamp(min=0), limit)
+    colours = [
+        tuple(round(255 * c) for c in colorsys.hsv_to_rgb(i / len(boxes), 0.85, 1.0)) for i in range(len(boxes))
+    ]
+    return draw_bounding_boxes(pixels, inside, colors=colours, width=2)
