@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from boxwise.geometry.regions import Regions
 from boxwise.geometry.views import Batch
 from boxwise.nn.branch import Branch
 from boxwise.nn.encoder import Encoder
@@ -54,6 +55,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Scalar]:
         """Named, already weighted loss terms. Must not change parameters or teachers."""
+
+    def regions(self, batch: Batch) -> Regions | None:
+        """The matched boxes that `losses` would compare, for drawing; none where whole images are compared."""
+        return None
 
     def after_step(self, step: int, total: int, *, ok: Scalar | None = None) -> None:
         """Called once per optimiser step, `step` counted from 0. Teachers move here only.
