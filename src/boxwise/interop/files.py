@@ -1,0 +1,199 @@
+"""Weights as files that hold no code: safetensors out; safetensors and restricted pickles in."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from boxwise.interop.keys import COUNTER, PARTS, MatchReport, State, arrange, detector_names, match
+
+MODEL, CARD = "model.safetensors", "config.json"
+ACCEPTED = "a run folder, its export folder, a .safetensors file, or a .pth of torchvision or timm"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NESTS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
+"""Where training scripts keep the weights inside a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Backbone, FPN and box head read from a file."""
+
+    source: str
+    state: State
+    """Tensors on the CPU under the names of torchvision's detectors."""
+    config: Mapping[str, Any]
+    """What lies beside the weights: `encoder`, `mean`, `std` and more; empty for a bare file."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Which of backbone, fpn and head are held."""
+        return tuple(p for p, prefix in PARTS.items() if any(n.startswith(prefix) for n in self.state))
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """RGB in 0..1 that inputs are normalised by; ImageNet's where the file does not say."""
+        return _rgb(self.config, "mean", IMAGENET_MEAN, self.source)
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """RGB in 0..1 that inputs are normalised by; ImageNet's where the file does not say."""
+        return _rgb(self.config, "std", IMAGENET_STD, self.source)
+
+    def match(self, modules: Mapping[str, nn.Module]) -> MatchReport:
+        """What `into` would do, without doing it."""
+        return match(self.state, modules, source=self.source)
+
+    @torch.no_grad()
+    def into(self, modules: Mapping[str, nn.Module]) -> MatchReport:
+        """Copies every tensor that matches in name and shape; the report tells what did, and can insist."""
+        report = self.match(modules)
+        for part, module in modules.items():
+            given, own = arrange(self.state, part, modules), module.state_dict()
+            taken = set(report.parts[part].matched)
+            for name, tensor in own.items():
+                if name in taken or (name.endswith(COUNTER) and name in given):
+                    tensor.copy_(given[name])
+        return report
+
+
+def save_weights(folder: Path, modules: Mapping[str, nn.Module], config: Mapping[str, Any]) -> Path:
+    """Writes `modules` (backbone, where trained fpn and head) and what a detector must know; returns `folder`.
+
+    Names are those of torchvision's Faster R-CNN, so `torchvision_model.load_state_dict(load_file(...),
+    strict=False)` works without boxwise.
+    """
+    assert set(modules) <= set(PARTS), f"unknown parts: {set(modules) - set(PARTS)}"
+    state = {PARTS[p] + n: t for p, module in modules.items() for n, t in module.state_dict().items()}
+    return write_state(folder, state, {**config, "parts": list(modules)})
+
+
+def write_state(folder: Path, state: State, config: Mapping[str, Any]) -> Path:
+    """Tensors to `folder`/model.safetensors, `config` to config.json, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # channels_last weights are not contiguous, and tied ones share memory: safetensors takes neither
+    plain = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in state.items()}
+    _whole(folder / MODEL, lambda file: save_file(plain, file, metadata={"format": "pt"}))
+    card = json.dumps({"format": 1, **config}, indent=2) + "\n"
+    _whole(folder / CARD, lambda file: file.write_text(card, encoding="utf-8"))
+    return folder
+
+
+def load_weights(path: Path | str) -> Weights:
+    """Reads backbone, FPN and box head: from a run or export folder, or a file of ours, torchvision's or timm's.
+
+    Classifier layers are dropped. Pickles are read without running any code in them. Raises ValueError for
+    what cannot be read, or holds numbers that are not finite.
+    """
+    file = find_model(Path(path))
+    state = detector_names(read_state(file))
+    return Weights(str(path), state, _card_beside(file))
+
+
+def find_model(path: Path) -> Path:
+    """The weights file that `path`, a file or a folder, means."""
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder; weights are {ACCEPTED}")
+    for file in (path / "export" / MODEL, path / MODEL):
+        if file.is_file():
+            return file
+    if (path / "run.json").is_file():
+        raise ValueError(f"{path}: this run has not exported its weights; finish it with --resume")
+    raise ValueError(f"{path}: holds no {MODEL}; weights are {ACCEPTED}")
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, or of a pickle read under `weights_only=True`."""
+    state = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+    if not state:
+        raise ValueError(f"{file}: holds no weights; weights are {ACCEPTED}")
+    bad = [n for n, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f"{file}: {len(bad)} tensors hold numbers that are not finite, the first is {bad[0]}"
+        )
+    return state
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The config.json that lies beside weights; ValueError where it is absent or not one."""
+    file = folder / CARD
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: holds no {CARD}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: is not JSON ({error})") from None
+    if not isinstance(card, dict):
+        raise ValueError(f"{file}: expected settings by name")
+    return card
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: is not a whole safetensors file ({error})") from None
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    try:
+        value = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{file}: is no file of plain tensors; a pickle may run code, so nothing else in it is read. "
+            "Save its state_dict alone, best as .safetensors"
+        ) from None
+    except (RuntimeError, EOFError, OSError, KeyError) as error:
+        raise ValueError(f"{file}: cannot be read as weights ({str(error).splitlines()[0]})") from None
+    for nest in NESTS:
+        if isinstance(value, dict) and isinstance(value.get(nest), dict):
+            value = value[nest]
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: expected named tensors, found {type(value).__name__}")
+    return {name: tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
+
+
+def _card_beside(file: Path) -> dict[str, Any]:
+    """Our own config.json, or what timm's tells; nothing where there is none, or a stranger's."""
+    if file.suffix not in (".safetensors", ".bin") or not (file.parent / CARD).is_file():
+        return {}
+    card = read_card(file.parent)
+    if "architecture" in card:
+        pixels = card.get("pretrained_cfg", {})
+        known = {k: pixels[k] for k in ("mean", "std") if k in pixels}
+        return {"encoder": {"backbone": card["architecture"]}, **known}
+    return card if "format" in card else {}
+
+
+def _rgb(
+    config: Mapping[str, Any], key: str, default: tuple[float, float, float], source: str
+) -> tuple[float, float, float]:
+    value = config.get(key, default)
+    rgb = isinstance(value, list | tuple) and len(value) == 3
+    if not (rgb and all(isinstance(v, int | float) for v in value)):
+        raise ValueError(f"{source}: {key} in {CARD} must be three numbers, got {value!r}")
+    return float(value[0]), float(value[1]), float(value[2])
+
+
+def _whole(file: Path, write: Callable[[Path], Any]) -> None:
+    """Writes beside `file`, flushes to the disk, then renames: a reader sees the old file or the new one."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        write(beside)
+        with beside.open("rb+") as written:
+            os.fsync(written.fileno())
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
