@@ -1,7 +1,7 @@
 """The things in procedural scenes: eight classes told apart by outline, parts and markings, never by colour.
 
 Four are round (wheel, gear, flower, beetle) and differ by what is inside or along the edge; house and mug
-share a boxy body, fish and key a long one. Each is drawn inside the unit disc. Colours are drawn alike for all.
+share a boxy body, fish and key a long one. Each is drawn inside the unit disc. Colours know no class.
 """
 
 from __future__ import annotations
