@@ -1,0 +1,58 @@
+"""Run folders to one offline HTML page: what was gained, how training went, what was run.
+
+The page holds no script and loads nothing: styles, charts and pictures are all inside it. Everything read
+from run folders is escaped.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from boxwise.engine.atomic import write_text
+from boxwise.report import facts, sections
+from boxwise.report.compare import over_seeds, pairs
+from boxwise.report.read import read_runs
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Writes the page of `runs` (pretraining and fine-tuning folders, in the order to show) and returns `out`.
+
+    A run may still be going: what it has written so far is shown. Raises ValueError with one line for each
+    folder that is missing or half-written; nothing is written then.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise ValueError(f"{out}: is a folder; name the page, such as {out / 'report.html'}")
+    records = read_runs(runs)
+    found = pairs(records)
+    body = "".join(
+        [
+            sections.claims(records, found, over_seeds(found)),
+            sections.figures(records, found),
+            sections.pictures(records),
+            sections.curves(records),
+            facts.settings(records),
+            facts.facts(records),
+        ]
+    )
+    style = files("boxwise.report").joinpath("style.css").read_text(encoding="utf-8")
+    title = ", ".join(record.name for record in records)
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">"
+        f"<title>boxwise: {escape(title)}</title><style>{style}</style></head><body><main>"
+        f"<header><h1>boxwise report</h1><p>{escape(title)}</p></header>{body}"
+        f"<footer>Written {now} by boxwise from {len(records)} run folder{'s' if len(records) > 1 else ''}. "
+        "This page is complete in itself.</footer></main></body></html>\n"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # JSON may smuggle in half characters, which no encoding can hold.
+    write_text(out, page.encode("utf-8", "replace").decode("utf-8"))
+    return out
