@@ -84,8 +84,9 @@ class Training:
     scaler: torch.amp.GradScaler | None
     meter: Meter
 
-    def state(self, *, step: int, seconds: float, world: int) -> State:
-        return {
+    def save(self, folder: Path, *, step: int, seconds: float, world: int, keep: int) -> None:
+        """Writes the checkpoint after `step` steps, taken in `seconds` by `world` processes."""
+        state = {
             "step": step,
             "seconds": seconds,
             "module": self.module.state_dict(),
@@ -95,6 +96,7 @@ class Training:
             "threads": torch.get_num_threads(),
             "world": world,
         }
+        save(folder, step, state, keep=keep)
 
     def resume(
         self, folder: Path, fabric: Fabric, *, threads: int | None, say: Callable[[str], None]

@@ -18,6 +18,7 @@ from boxwise.engine.device import hardware, leads, versions
 from boxwise.engine.guard import Diverged
 from boxwise.engine.lock import NAME as LOCK
 from boxwise.engine.lock import Lock
+from boxwise.engine.signals import EndOnTerm
 
 Status = Literal["running", "finished", "interrupted", "failed", "diverged"]
 
@@ -33,7 +34,8 @@ class RunFolder:
 
     def __init__(self, path: Path, facts: dict[str, Any], lock: Lock | None) -> None:
         self.path, self.facts = path, facts
-        self._lock, self._begun = lock, time.time()
+        self._term = EndOnTerm()
+        self._lock, self._begun, self._earlier = lock, time.monotonic(), 0.0
 
     @classmethod
     def open(
@@ -105,6 +107,10 @@ class RunFolder:
         if self.writes:
             write_json(self.path / "run.json", self.facts)
 
+    def mark(self, step: int) -> None:
+        """Notes in run.json how far the run has come: what is known of it after a crash."""
+        self.record(step=step, seconds=self._seconds())
+
     def write(self, name: str, text: str) -> None:
         """A text file in the folder, whole or not at all."""
         if self.writes:
@@ -120,30 +126,33 @@ class RunFolder:
                     f"{self.path}: this run was started otherwise; resume it as it was, or pass --allow-drift"
                     f"\n  {listed}"
                 )
-            kept = {k: v for k, v in before.items() if k not in self.facts or k in ("started", "seconds")}
-            self.facts |= kept | {
-                "resumed": [*before.get("resumed", []), {"at": _now(), "drift": drift}],
-            }
+            resumptions = [*before.get("resumed", []), {"at": _now(), "drift": drift}]
+            carried = {key: before[key] for key in ("started", "seconds", "step") if key in before}
+            self.facts |= carried | {"resumed": resumptions}
             for line in drift:
                 self.log(f"drift: {line}")
+        self._earlier = self.facts["seconds"]
         self.write("config.yaml", config)
         self.record(status="running")
         self.log(f"{'resumed' if resumed else 'started'}: {' '.join(self.facts['command'])}")
 
+    def _seconds(self) -> float:
+        return round(self._earlier + time.monotonic() - self._begun, 3)
+
     def __enter__(self) -> RunFolder:
+        self._term.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._term.__exit__(kind, error, trace)
         if self._lock is None:
             return
         try:
             status = _status(error)
-            seconds = self.facts["seconds"] + time.time() - self._begun
             why = {} if status == "finished" else {"error": f"{type(error).__name__}: {error}"}
-            self.facts.pop("error", None)
-            self.record(status=status, ended=_now(), seconds=round(seconds, 3), **why)
+            self.record(status=status, ended=_now(), seconds=self._seconds(), **why)
             self.log(" ".join([status, *why.values()]))
         finally:
             self._lock.release()
@@ -191,8 +200,8 @@ def _drift(before: Mapping[str, Any], now: Mapping[str, Any], file: Path, config
     """What differs from the run's beginning, one line each."""
     if before["kind"] != now["kind"]:
         yield f"kind: {before['kind']} -> {now['kind']}"
-    old = _flat({**(yaml.safe_load(file.read_text()) or {}), "images of": before["data"]})
-    new = _flat({**(yaml.safe_load(config) or {}), "images of": now["data"]})
+    old = _flat({**(yaml.safe_load(file.read_text()) or {}), "data set": before["data"]})
+    new = _flat({**(yaml.safe_load(config) or {}), "data set": now["data"]})
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and key not in FREE:
             yield f"{key}: {old.get(key)} -> {new.get(key)}"

@@ -27,6 +27,9 @@ from boxwise.shapes import Scalar
 
 __all__ = ["Diverged", "Result", "Task", "device_of", "dtype_of", "fit"]
 
+SMALLEST_SCALE = 2.0**-12
+"""The fp16 loss scale starts at 2^16 and halves at each overflow: down here it never finds its place."""
+
 
 class Task(Protocol):
     """What is trained. One object lives through a run; all that must survive a crash is in `module`."""
@@ -156,11 +159,13 @@ def fit(
             if not (logs or saves or (stop.code and world == 1)):
                 continue
 
-            # The only place where the host waits for the device.
+            # Here, and nowhere else, the host waits for the device.
             extra = task.figures() if logs else {}
             seen = fetch({**meter.tensors(), **guard.tensors(), **stop.tensors(device), **extra})
             if (wrong := guard.verdict(meter.names, seen)) is not None:
                 raise Diverged(f"{wrong}; {_kept(folder)}")
+            if scaler is not None and scaler.get_scale() < SMALLEST_SCALE:
+                raise Diverged(f"step {done}: every gradient overflows fp16; {_kept(folder)}")
             if logs:
                 row = {"step": done, "epoch": done / steps_per_epoch, **meter.figures(seen), "train/lr": lr}
                 row |= {name: seen[name][0] for name in extra} | clock.read(world=world)
@@ -172,8 +177,8 @@ def fit(
             if saves or code:
                 if folder.writes:
                     seconds = before + time.perf_counter() - begun
-                    state = training.state(step=done, seconds=seconds, world=world)
-                    checkpoint.save(folder.checkpoints, done, state, keep=run.keep)
+                    training.save(folder.checkpoints, step=done, seconds=seconds, world=world, keep=run.keep)
+                    folder.mark(done)
                 fabric.barrier()
             if code:
                 journal.say(f"stopped after step {done} of {total}; go on with --resume")
