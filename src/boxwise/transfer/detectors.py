@@ -26,7 +26,7 @@ LEVELS = {"p2": "0", "p3": "1", "p4": "2", "p5": "3"}
 
 @settings
 class DetectorConfig:
-    """Faster R-CNN on a pyramid; defaults are torchvision's `fasterrcnn_resnet50_fpn_v2`, but for `aligned`."""
+    """Faster R-CNN on a pyramid; torchvision's `fasterrcnn_resnet50_fpn_v2` by default, but for `aligned`."""
 
     name: Literal["faster_rcnn_fpn"] = "faster_rcnn_fpn"
     backbone: str = "resnet50"
@@ -177,7 +177,8 @@ def stage_ends(encoder: Encoder) -> list[str]:
     info = getattr(encoder.body, "feature_info", None)  # timm's; torchvision's ResNets have none
     if info is None:
         return ["layer1", "layer2", "layer3", "layer4"]
-    return [name for name, stride in zip(info.module_name(), info.reduction(), strict=True) if stride >= 4]
+    last = dict(zip(info.reduction(), info.module_name(), strict=True))
+    return [last[stride] for stride in (4, 8, 16, 32)]
 
 
 def adapted(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from timm.layers import freeze_batch_norm_2d  # type: ignore[attr-defined]
 from torch import nn
 
 
@@ -32,6 +31,8 @@ def freeze(body: nn.Module, ends: Sequence[str], *, up_to: int, norms: bool) -> 
     A constant norm uses the running statistics in training too and keeps the names of its weights. Raises
     ValueError when `norms` asks for what the backbone does not have.
     """
+    from timm.layers import freeze_batch_norm_2d  # type: ignore[attr-defined]  # half a second, rarely needed
+
     batch_norms = [n for n, m in body.named_modules() if isinstance(m, nn.BatchNorm2d)]
     if norms and not batch_norms:
         raise ValueError(
