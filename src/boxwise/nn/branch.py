@@ -1,0 +1,53 @@
+"""A branch turns a view into named embeddings: one encoder, then taps that pool and project."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from boxwise.geometry.views import View
+from boxwise.nn.encoder import Encoder
+from boxwise.nn.pools import BoxesAt, Pool, Pyramid
+from boxwise.shapes import Embeddings
+
+
+class Tap(nn.Module):
+    """Pools rows from the pyramid, passes them through the detector's head if there is one, and projects."""
+
+    def __init__(self, pool: Pool, project: nn.Module, *, box_head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.pool, self.box_head, self.project = pool, box_head, project
+
+    def forward(self, pyramid: Pyramid, boxes: BoxesAt, width: int, height: int | None = None) -> Embeddings:
+        """One row per region the pool reads, in the pool's order."""
+        crops = self.pool(pyramid, boxes, width, height)
+        return self.project(crops if self.box_head is None else self.box_head(crops))
+
+
+class Branch(nn.Module):
+    """Encoder plus taps. Student and teacher are two of these with the same parts."""
+
+    taps: nn.ModuleDict
+
+    def __init__(self, encoder: Encoder, taps: Mapping[str, Tap]) -> None:
+        super().__init__()
+        self.encoder, self.taps = encoder, nn.ModuleDict(taps)
+
+    def forward(
+        self, view: View, boxes: BoxesAt = None, *, taps: Iterable[str] | None = None
+    ) -> dict[str, Float[Tensor, "_M _D"]]:
+        """Embeds `view`, running the encoder once. `taps` limits which taps run (default: all).
+
+        Patches of an image are rows of their own, in its order.
+        """
+        pyramid = self.encoder(view.image.flatten(0, -4))
+        names = self.taps if taps is None else taps
+        return {name: self.taps[name](pyramid, boxes, view.width, view.height) for name in names}
+
+    def handed_over(self) -> dict[str, nn.Module]:
+        """What a detector takes: `backbone`, and where it is trained the `fpn` and the first tap's `head`."""
+        first = next(iter(self.taps.values()))
+        parts = {"backbone": self.encoder.body, "fpn": self.encoder.fpn, "head": first.box_head}
+        return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}

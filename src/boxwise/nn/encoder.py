@@ -1,0 +1,160 @@
+"""Backbone and optional FPN: an image becomes a pyramid of maps named by their stride."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+import torchvision
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+
+from boxwise.config import settings
+from boxwise.shapes import Image
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+"""Built by torchvision, whose weights and detectors share our names; every other name is timm's."""
+
+LEVELS = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
+"""Names of a backbone's maps by their stride; p2 to p5 lie above them."""
+
+Maps = dict[str, Float[Tensor, "B _C _h _w"]]
+
+
+@settings
+class EncoderConfig:
+    """The network that is pretrained and handed over."""
+
+    backbone: str = "resnet50"
+    """resnet18, 34, 50 or 101 of torchvision, or any timm backbone with maps at strides 4, 8, 16 and 32."""
+    fpn: bool = False
+    """Add a feature pyramid network: levels p2 to p5."""
+    fpn_channels: int = 256
+    """Channels of every level of the FPN."""
+    fpn_norm: Literal["bn", "none"] = "bn"
+    """After each convolution of the FPN: BatchNorm (bn), or nothing but a bias (none)."""
+    zero_init_last: bool = False
+    """Start every residual block as the identity; torchvision's ResNets only."""
+
+
+class Encoder(nn.Module):
+    """Maps c2 to c5, and p2 to p5 where there is an FPN. Random weights; nothing is ever downloaded.
+
+    `body` is a ResNet under torchvision's names without its classifier, or timm's `features_only` model.
+    """
+
+    channels: dict[str, int]
+    """Channels of each level."""
+    strides: dict[str, int]
+    """Pixels of the image per cell of each level."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.body, widths = _resnet(config) if config.backbone in RESNETS else _timm(config)
+        self._at = _last_of_stride(config.backbone, widths)
+        self._rows_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")  # Swin and its kin
+        self.channels = {name: widths[at][1] for name, at in self._at.items()}
+        self.strides = dict(LEVELS)
+        self.fpn = _pyramid([*self.channels.values()], config) if config.fpn else None
+        if config.fpn:
+            self.channels |= {_above(name): config.fpn_channels for name in LEVELS}
+            self.strides |= {_above(name): stride for name, stride in LEVELS.items()}
+
+    def forward(self, image: Image) -> Maps:
+        """Every level by name. A side that a stride does not divide is rounded up."""
+        maps = self.body(image)
+        maps = {name: maps[at] for name, at in self._at.items()}
+        if self._rows_last:
+            maps = {name: x.permute(0, 3, 1, 2) for name, x in maps.items()}
+        if self.fpn is None:
+            return maps
+        return maps | {_above(name): x for name, x in self.fpn(maps).items()}
+
+
+class ResNetBody(nn.Module):
+    """The trunk of a torchvision ResNet: same names, no classifier, the outputs of all four layers."""
+
+    def __init__(self, whole: torchvision.models.ResNet) -> None:
+        super().__init__()
+        for name, part in whole.named_children():
+            if name not in ("avgpool", "fc"):
+                self.add_module(name, part)
+
+    def forward(self, image: Image) -> list[Float[Tensor, "B _C _h _w"]]:
+        x, maps = image, []
+        for name, part in self.named_children():
+            x = part(x)
+            if name.startswith("layer"):
+                maps.append(x)
+        return maps
+
+
+def build_encoder(config: EncoderConfig) -> Encoder:
+    """The encoder with random weights from torch's global generator.
+
+    Raises ValueError for a backbone that is unknown, with the nearest names, or that has no maps at strides
+    4 to 32. Never downloads.
+    """
+    return Encoder(config)
+
+
+def backbones() -> tuple[str, ...]:
+    """All names that may be asked for: torchvision's ResNets, then timm's.
+
+    timm's plain transformers and the like are among them and are refused when built: no map at stride 4.
+    """
+    import timm  # takes half a second, and most runs need none of it
+
+    return (*RESNETS, *(name for name in timm.list_models() if name not in RESNETS))
+
+
+Widths = list[tuple[int, int]]  # stride and channels of each map that a body gives
+
+
+def _resnet(config: EncoderConfig) -> tuple[nn.Module, Widths]:
+    build = getattr(torchvision.models, config.backbone)
+    whole = build(weights=None, zero_init_residual=config.zero_init_last)
+    top = whole.fc.in_features
+    return ResNetBody(whole), [(4 << i, top >> (3 - i)) for i in range(4)]
+
+
+def _timm(config: EncoderConfig) -> tuple[nn.Module, Widths]:
+    import timm
+
+    name = config.backbone
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, backbones(), n=3, cutoff=0.5)
+        known = f"nearest: {', '.join(near)}" if near else "`boxwise list backbones` names them all"
+        raise ValueError(f"encoder.backbone: unknown backbone {name!r}; {known}")
+    if config.zero_init_last:
+        raise ValueError(f"encoder.zero_init_last: works for {', '.join(RESNETS)}, not for {name}")
+    try:
+        body = timm.create_model(name, pretrained=False, features_only=True)
+    except (RuntimeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"encoder.backbone: timm gives no feature maps of {name} ({error})") from error
+    info: Any = body.feature_info
+    return body, list(zip(info.reduction(), info.channels(), strict=True))
+
+
+def _last_of_stride(name: str, widths: Widths) -> dict[str, int]:
+    """Where, among a body's maps, the deepest one of each stride is."""
+    at = {stride: i for i, (stride, _) in enumerate(widths)}
+    missing = [str(stride) for stride in LEVELS.values() if stride not in at]
+    if missing:
+        has = ", ".join(str(stride) for stride in at)
+        raise ValueError(
+            f"encoder.backbone: {name} has maps at strides {has} and none at {', '.join(missing)}; take a "
+            "backbone with a pyramid, as resnet50, convnext_tiny or mobilenetv3_large_100"
+        )
+    return {level: at[stride] for level, stride in LEVELS.items()}
+
+
+def _pyramid(channels: list[int], config: EncoderConfig) -> FeaturePyramidNetwork:
+    norm = nn.BatchNorm2d if config.fpn_norm == "bn" else None
+    return FeaturePyramidNetwork(channels, config.fpn_channels, norm_layer=norm)
+
+
+def _above(level: str) -> str:
+    return level.replace("c", "p")

@@ -1,0 +1,61 @@
+"""What turns pooled features into embeddings, and the detector's own box head.
+
+Every projector flattens its input first, so that (M, C, s, s) crops may be handed over as they are.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
+
+BOX_HEAD_WIDTH = 1024
+"""Numbers per box that `box_head` gives."""
+
+
+def projector(inputs: int, hidden: int, outputs: int, *, last_bias: bool) -> nn.Sequential:
+    """The projector and the predictor of BYOL, SoCo and SCRL; SCRL's last layer has no bias."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(inputs, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, outputs, bias=last_bias),
+    )
+
+
+def moco_projector(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """MoCo-v2's two layers, without BatchNorm."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
+    )
+
+
+def simsiam_projector(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """SimSiam's three layers, each followed by BatchNorm; the last norm has no scale and shift."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(inputs, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, outputs, bias=False),
+        nn.BatchNorm1d(outputs, affine=False),
+    )
+
+
+def simsiam_predictor(width: int, hidden: int) -> nn.Sequential:
+    """SimSiam's bottleneck, `width` to `hidden` to `width`, without BatchNorm at its output."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(width, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, width),
+    )
+
+
+def box_head(channels: int, *, size: int = 7) -> nn.Module:
+    """The 4conv1fc head of torchvision's v2 detectors, under its names: (M, C, s, s) to (M, 1024)."""
+    return FastRCNNConvFCHead((channels, size, size), [channels] * 4, [BOX_HEAD_WIDTH], nn.BatchNorm2d)
