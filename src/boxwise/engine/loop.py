@@ -103,7 +103,7 @@ def fit(
     if sync_norm and world > 1:
         from boxwise.nn.ranks import synchronise
 
-        synchronise(module)
+        synchronise(module, device)
     if run.channels_last:
         module.to(memory_format=torch.channels_last)
     for slow in compiled if run.compile else ():
