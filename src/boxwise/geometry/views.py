@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -17,7 +17,7 @@ class View:
     """One view of every image in the batch."""
 
     image: Shaped[Tensor, "B *tiles 3 H W"]
-    """uint8 as cut by a worker, normalised float once augmented; `tiles` is empty except for DetCo's patches."""
+    """uint8 as cut by a worker, normalised float once augmented; `tiles` is there for DetCo's patches only."""
     crop: Float[Tensor, "B 4"]
     """Source pixels: the rectangle this view shows."""
     flip: Bool[Tensor, " B"]
@@ -57,10 +57,9 @@ class View:
 
     def to(self, device: torch.device | str) -> View:
         """The same view on `device`; copies from pinned memory do not wait."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return View(
-            **{k: v if v is None else v.to(device, non_blocking=True) for k, v in moved.items()}
-        )
+        image, crop, flip = (x.to(device, non_blocking=True) for x in (self.image, self.crop, self.flip))
+        objects = None if self.objects is None else self.objects.to(device, non_blocking=True)
+        return View(image, crop, flip, objects)
 
     def _frame(self) -> tuple[Float[Tensor, "B 1 4"], Float[Tensor, "B 1 4"]]:
         return self.crop[:, None, [0, 1, 0, 1]], self.magnification().repeat(1, 2)[:, None]
@@ -68,12 +67,12 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Everything the data floor hands to a method: views, and the random numbers that belong to their images."""
+    """What the data floor hands to a method: views, and the random numbers that belong to their images."""
 
     views: tuple[View, ...]
     index: Index
     """Row of each image in its image set."""
-    draws: Mapping[str, Float[Tensor, "B *draw"]]
+    draws: Mapping[str, Float[Tensor, B * draw]]
     """Uniform numbers in [0, 1), named by their use; a function of (seed, epoch, image)."""
 
     def to(self, device: torch.device | str) -> Batch:
