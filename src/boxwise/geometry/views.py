@@ -17,7 +17,7 @@ class View:
     """One view of every image in the batch."""
 
     image: Shaped[Tensor, "B *tiles 3 H W"]
-    """uint8 as cut by a worker, normalised float once augmented; `tiles` is there for DetCo's patches only."""
+    """uint8 as cut by a worker, normalised float once augmented; `tiles` is for DetCo's patches."""
     crop: Float[Tensor, "B 4"]
     """Source pixels: the rectangle this view shows."""
     flip: Bool[Tensor, " B"]
@@ -72,7 +72,7 @@ class Batch:
     views: tuple[View, ...]
     index: Index
     """Row of each image in its image set."""
-    draws: Mapping[str, Float[Tensor, B * draw]]
+    draws: Mapping[str, Float[Tensor, "B ..."]]
     """Uniform numbers in [0, 1), named by their use; a function of (seed, epoch, image)."""
 
     def to(self, device: torch.device | str) -> Batch:
