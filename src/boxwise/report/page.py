@@ -19,7 +19,7 @@ from boxwise.report.read import read_runs
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
-    """Writes the page of `runs` (pretraining and fine-tuning folders, in the order to show) and returns `out`.
+    """Writes the page of `runs` (pretraining and fine-tuning folders, in the order to show); returns `out`.
 
     A run may still be going: what it has written so far is shown. Raises ValueError with one line for each
     folder that is missing or half-written; nothing is written then.

@@ -59,14 +59,10 @@ class RunRecord:
     @property
     def weights(self) -> str | None:
         """What a detector started from, as the run recorded it; None for random weights."""
-        for place in (self.facts, self.config):
-            if given := place.get("weights"):
-                return (
-                    str(given.get("path") or given.get("name") or given)
-                    if isinstance(given, dict)
-                    else str(given)
-                )
-        return None
+        given = self.facts.get("weights") or self.config.get("weights")
+        if isinstance(given, dict):
+            given = given.get("path") or given.get("name") or "unnamed"
+        return None if given in (None, "", "random") else str(given)
 
     def figure(self, key: str) -> float | None:
         """A number of results.json; None where there is none (COCO marks sizes that do not occur by -1)."""

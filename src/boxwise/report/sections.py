@@ -69,7 +69,7 @@ def _claim(before: float, after: float, text: str) -> str:
 
 
 def figures(runs: Sequence[RunRecord], pairs: Sequence[Pair]) -> str:
-    """The table of AP figures, with the gain of every run that has a random twin, and all of COCO's twelve."""
+    """The table of AP figures, with the gain of every run that has a random twin, and all of COCO's."""
     shown = measured(runs)
     if not shown:
         return ""
@@ -120,10 +120,10 @@ def pictures(runs: Sequence[RunRecord]) -> str:
 def _picture(run: RunRecord, picture: Picture) -> str:
     known = {"views": "Views with their matched boxes", "detections": "Detections"}
     title = escape(known.get(picture.name, picture.name.replace("_", " ")))
-    data = base64.b64encode(picture.content).decode()
+    name, data = escape(run.name), base64.b64encode(picture.content).decode()
     return (
-        f'<figure class="picture"><figcaption>{title}<span class="note">{escape(run.name)}</span>'
-        f'</figcaption><img alt="{title}, {escape(run.name)}" src="data:{picture.kind};base64,{data}"></figure>'
+        f'<figure class="picture"><figcaption>{title}<span class="note">{name}</span></figcaption>'
+        f'<img alt="{title}, {name}" src="data:{picture.kind};base64,{data}"></figure>'
     )
 
 
