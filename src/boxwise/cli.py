@@ -159,8 +159,8 @@ class Demo:
     out: Path = Path("demo")
     """The folder for scenes, runs, report.html and result.json."""
     seed: int = 0
-    minutes: float = 10.0
-    """How long it may take on two CPU cores; shorter runs gain less."""
+    scale: float = 1.0
+    """Length of everything: 1 takes up to ten minutes on two cores, less gains less."""
     overwrite: bool = False
     """Empty OUT first."""
 
@@ -338,7 +338,7 @@ def _demo(a: Demo, overrides: dict[str, Any]) -> None:
     from boxwise.report.page import write_report
     from boxwise.run.demo import demo
 
-    result = demo(a.out, seed=a.seed, minutes=a.minutes, overwrite=a.overwrite)
+    result = demo(a.out, seed=a.seed, scale=a.scale, overwrite=a.overwrite)
     page = write_report(result.runs, a.out / "report.html")
     print(f"{result}\n{page}")
 

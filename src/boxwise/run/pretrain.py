@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from boxwise.data.loader import Load, feed
 from boxwise.data.sources import Images, open_images
 from boxwise.engine.folder import RunFolder
 from boxwise.engine.health import health
 from boxwise.engine.loop import device_of, dtype_of, fit
+from boxwise.engine.device import leads
 from boxwise.geometry.views import Batch
 from boxwise.interop.files import load_weights, save_weights
 from boxwise.methods.base import Method
@@ -22,7 +24,7 @@ from boxwise.nn.encoder import build_encoder
 from boxwise.recipes.recipe import Recipe
 from boxwise.run.find import Found, pretrain_recipe, saved
 from boxwise.run.fit import fitted, given_keys, scaled_rate
-from boxwise.run.memory import blank_batch, fixed, free_memory, largest_batch
+from boxwise.run.memory import blank_batch, free_memory, largest_batch
 from boxwise.run.show import picture, write_picture
 from boxwise.strict import dump_yaml, plain
 
@@ -30,8 +32,8 @@ from boxwise.strict import dump_yaml, plain
 class Pretraining:
     """A method as the engine's task."""
 
-    def __init__(self, method: Method, recipe: Recipe) -> None:
-        self.module, self.recipe = method, recipe
+    def __init__(self, method: Method) -> None:
+        self.module = method
 
     def prepare(self, load: Load, device: torch.device) -> Batch:
         return load.ready(device)
@@ -66,13 +68,24 @@ def pretrain(
     `settings` are dotted keys of the recipe, as on the command line. Raises ValueError (SettingsError for the
     recipe) with the mend before anything is written when recipe, images or memory do not allow the run.
     """
+    settings = dict(settings or {})
     found = pretrain_recipe(recipe, config=config, settings=settings)
     source = open_images(data, images=images, max_value=found.recipe.data.max_value)
-    resolved, changes = _resolved(found, source, settings or {})
-    for line in [*changes, scaled_rate(resolved)]:
-        print(f"  {line}", file=sys.stderr)
+    resolved, changes = found.recipe, []
+    if found.fitted:
+        given = given_keys(settings, resolved) | ({"schedule", "run"} if resume else set())
+        resolved, changes = fitted(
+            resolved,
+            images=len(source),
+            room=room(resolved, build(resolved)),
+            on_cpu=device_of(resolved.run.device).type == "cpu",
+            given=given,
+        )
+    if leads():
+        for line in [*changes, scaled_rate(resolved)]:
+            print(f"  {line}", file=sys.stderr)
     if dry_run:
-        print(dump_yaml(saved(resolved, found.source)))
+        print(dump_yaml(saved(resolved, found.source)), end="")
         return Path(out)
     return run_recipe(
         resolved,
@@ -84,3 +97,127 @@ def pretrain(
         overwrite=overwrite,
         allow_drift=allow_drift,
     )
+
+
+def run_recipe(
+    recipe: Recipe,
+    source: Images,
+    out: Path,
+    *,
+    origin: str,
+    init: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_drift: bool = False,
+) -> Path:
+    """Trains a recipe as it stands on `source`; returns `out`/export."""
+    run, batch = recipe.run, recipe.run.batch_size
+    if len(source) < batch:
+        raise ValueError(
+            f"{len(source)} images are fewer than one batch of {batch}: add images, "
+            f"or pass --batch-size {max(2, len(source) // 2 * 2)}"
+        )
+    steps_per_epoch = len(source) // batch
+    total = recipe.schedule.steps or max(1, round((recipe.schedule.epochs or 0) * steps_per_epoch))
+    method = build(recipe)
+    if init is not None:
+        report = load_weights(init).into(method.handed_over())
+        print(report, file=sys.stderr)
+        report.require(["backbone"])
+    _check_memory(recipe, method)
+    with RunFolder.open(
+        out,
+        kind="pretrain",
+        config=dump_yaml(saved(recipe, origin)),
+        data={"images": len(source), "fingerprint": source.fingerprint()},
+        seed=run.seed,
+        resume=resume,
+        overwrite=overwrite,
+        allow_drift=allow_drift,
+    ) as folder:
+        figure = folder.path / "figures" / "views.png"
+        if folder.writes and not figure.exists():
+            write_picture(picture(recipe, method, source, count=min(4, len(source))), figure)
+        fit(
+            Pretraining(method),
+            _loads(recipe, source, total),
+            optimiser=recipe.optim,
+            schedule=recipe.schedule,
+            run=run,
+            steps_per_epoch=steps_per_epoch,
+            total=total,
+            folder=folder,
+            resume=resume,
+            constant_lr=method.constant_lr,
+            sync_norm=method.sync_norm,
+            compiled=[method.student.encoder],
+        )
+        if not folder.writes:
+            return folder.path / "export"
+        return save_weights(folder.path / "export", method.handed_over(), card(recipe))
+
+
+def build(recipe: Recipe) -> Method:
+    """The recipe's method with weights that its seed decides."""
+    torch.manual_seed(recipe.run.seed)
+    return recipe.method.build(build_encoder(recipe.encoder))
+
+
+def card(recipe: Recipe) -> dict[str, Any]:
+    """What a detector must know of the weights, beside the weights."""
+    photo = recipe.views[0].photo
+    return {
+        "encoder": plain(recipe.encoder),
+        "mean": list(photo.mean),
+        "std": list(photo.std),
+        "channels": "RGB",
+        "input_size": recipe.views[0].crop.size,
+        "method": recipe.method.name,
+        "recipe": recipe.name,
+    }
+
+
+def room(recipe: Recipe, method: Method) -> int:
+    """Images that one device can train on at a time."""
+    device = device_of(recipe.run.device)
+    batch = blank_batch(recipe.views, recipe.method.draws(), count=2)
+    return largest_batch(method, batch, dtype=dtype_of(recipe.run.precision, device), free=free_memory(device))
+
+
+def _check_memory(recipe: Recipe, method: Method) -> None:
+    """Raises ValueError with a batch size that fits, before the device is filled."""
+    run = recipe.run
+    parts = run.accumulate * run.devices * run.nodes
+    fits = room(recipe, method)
+    if run.batch_size // parts > fits:
+        mend = f"pass --batch-size {fits * parts}" if fits >= 2 else "choose a smaller backbone or image size"
+        raise ValueError(
+            f"a batch of {run.batch_size // parts} images a device needs more memory than there is: {mend}, "
+            "or split each step with --accumulate"
+        )
+
+
+def _loads(recipe: Recipe, source: Images, total: int) -> Callable[[int], Iterable[Load]]:
+    """Batches of this rank from any step on."""
+    run = recipe.run
+
+    def loads(start: int) -> Iterable[Load]:
+        met = dist.is_initialized()
+        world = dist.get_world_size() if met else 1
+        return feed(
+            source,
+            recipe.views,
+            recipe.method.draws(),
+            batch_size=run.batch_size,
+            accumulate=run.accumulate,
+            seed=run.seed,
+            start=start,
+            total=total,
+            rank=dist.get_rank() if met else 0,
+            world=world,
+            workers=recipe.data.workers,
+            bad_images=recipe.data.bad_images or "skip",
+            pin=device_of(run.device).type == "cuda",
+        )
+
+    return loads

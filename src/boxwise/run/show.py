@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torchvision.utils import draw_bounding_boxes
 
 from boxwise.data.loader import feed
 from boxwise.data.sources import Images, open_images
+from boxwise.data.targets import Labelled
 from boxwise.geometry.regions import Regions
 from boxwise.geometry.views import Batch
 from boxwise.methods.base import Method
@@ -78,9 +79,32 @@ def sheet(batch: Batch, regions: Regions | None, recipe: Recipe) -> Tensor:
     height = max(c.shape[-2] for c in columns)
     rows = []
     for n in range(len(batch.index)):
-        row = [torch.nn.functional.pad(c[n], (0, GAP, 0, height - c.shape[-2] + GAP), value=255) for c in columns]
+        row = [_framed(c[n], height, c.shape[-1]) for c in columns]
         rows.append(torch.cat(row, dim=2))
     return torch.cat(rows, dim=1)
+
+
+def detections_sheet(labelled: Labelled, found: Sequence[Mapping[str, Any]], *, count: int, sure: float = 0.5) -> Tensor:
+    """The first `count` images: truth above, detections with a score of at least `sure` below. uint8 (3, H, W)."""
+    by_image: dict[int, list[Mapping[str, Any]]] = {}
+    for one in found:
+        if one["score"] >= sure:
+            by_image.setdefault(one["image_id"], []).append(one)
+    order = [c.id for c in labelled.categories]
+    columns = []
+    for i in range(min(count, len(labelled))):
+        pixels, truth = labelled.read(i)
+        mine = by_image.get(labelled.image_id(i), [])
+        boxes = torch.tensor([one["bbox"] for one in mine]).reshape(-1, 4)
+        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+        kinds = [order.index(one["category_id"]) for one in mine]
+        pair = [
+            _drawn(pixels, truth.boxes, _hues(labelled, (truth.labels - 1).tolist())),
+            _drawn(pixels, boxes, _hues(labelled, kinds)),
+        ]
+        columns.append(torch.cat([_framed(p, pixels.shape[-2], pixels.shape[-1]) for p in pair], dim=1))
+    height = max(c.shape[1] for c in columns)
+    return torch.cat([_framed(c, height, c.shape[2]) for c in columns], dim=2)
 
 
 def write_picture(pixels: Tensor, out: Path) -> None:
@@ -90,13 +114,23 @@ def write_picture(pixels: Tensor, out: Path) -> None:
     out.write_bytes(encoded.numpy().tobytes())
 
 
-def _drawn(pixels: Tensor, boxes: Tensor) -> Tensor:
-    """Boxes as outlines that stay inside the picture; the colour is the pair's."""
+def _drawn(pixels: Tensor, boxes: Tensor, hues: Sequence[float] | None = None) -> Tensor:
+    """Boxes as outlines that stay inside the picture; without `hues`, each box has its own colour."""
     if not len(boxes):
         return pixels
     limit = boxes.new_tensor([pixels.shape[-1] - 1, pixels.shape[-2] - 1]).repeat(2)
     inside = torch.minimum(boxes.clamp(min=0), limit)
-    colours = [
-        tuple(round(255 * c) for c in colorsys.hsv_to_rgb(i / len(boxes), 0.85, 1.0)) for i in range(len(boxes))
-    ]
+    hues = [i / len(boxes) for i in range(len(boxes))] if hues is None else hues
+    colours = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.85, 1.0)) for hue in hues]
     return draw_bounding_boxes(pixels, inside, colors=colours, width=2)
+
+
+def _hues(labelled: Labelled, kinds: Sequence[int]) -> list[float]:
+    """One hue a category."""
+    return [kind / len(labelled.categories) for kind in kinds]
+
+
+def _framed(pixels: Tensor, height: int, width: int) -> Tensor:
+    """White to the right and below, up to `height` and `width` and the gap."""
+    right, below = width - pixels.shape[-1] + GAP, height - pixels.shape[-2] + GAP
+    return torch.nn.functional.pad(pixels, (0, right, 0, below), value=255)

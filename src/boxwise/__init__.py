@@ -1,0 +1,39 @@
+"""Self-supervised pretraining aligned with object detection.
+
+    import boxwise
+    weights = boxwise.pretrain("scrl", "photos/", "runs/scrl")
+    boxwise.finetune("faster_rcnn_fpn", "coco/", "runs/det", weights=weights)
+
+Names are imported on first use, so that `import boxwise` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from boxwise.run.encoder import load_encoder
+    from boxwise.recipes.recipe import Recipe, TransferRecipe
+    from boxwise.run.evaluate import evaluate
+    from boxwise.run.finetune import finetune
+    from boxwise.run.pretrain import pretrain
+    from boxwise.run.show import show
+
+__all__ = ["Recipe", "TransferRecipe", "evaluate", "finetune", "load_encoder", "pretrain", "show"]
+
+_HOMES = {
+    "Recipe": "boxwise.recipes.recipe",
+    "TransferRecipe": "boxwise.recipes.recipe",
+    "evaluate": "boxwise.run.evaluate",
+    "finetune": "boxwise.run.finetune",
+    "load_encoder": "boxwise.run.encoder",
+    "pretrain": "boxwise.run.pretrain",
+    "show": "boxwise.run.show",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'boxwise' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

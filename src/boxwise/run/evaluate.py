@@ -1,0 +1,61 @@
+"""`boxwise evaluate`: COCO's twelve figures of a detector that was fine-tuned before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torchvision.models.detection import FasterRCNN
+
+from boxwise.data.targets import open_labelled
+from boxwise.engine.loop import device_of, dtype_of
+from boxwise.interop.files import find_model, read_card, read_state
+from boxwise.strict import read
+from boxwise.transfer.detectors import DetectorConfig, build_detector
+from boxwise.transfer.evaluate import FIGURES, coco_figures, predict
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path,
+    *,
+    images: Path | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    batch_size: int = 8,
+) -> dict[str, float]:
+    """The twelve figures of the detector in `run` on the validation images of `data`, in 0..100 (-1: no such
+    object), and how many images they are of."""
+    detector, config, categories = load_detector(Path(run))
+    test = open_labelled(data, split="val", images=images)
+    if [c.name for c in test.categories] != categories:
+        raise ValueError(
+            f"{run} was trained on {', '.join(categories)}, but {data} holds "
+            f"{', '.join(c.name for c in test.categories)}: measure on the categories of the training"
+        )
+    where = device_of(device)
+    precision = "bf16" if dtype_of("auto", where) == torch.bfloat16 else "fp32"
+    found = predict(
+        detector, test, config=config, batch_size=batch_size, device=where, precision=precision
+    )
+    return {**coco_figures(test.coco(), found), "images": len(test)}
+
+
+def load_detector(run: Path) -> tuple[FasterRCNN, DetectorConfig, list[str]]:
+    """The detector that `boxwise finetune` left in `run`, its settings, and the names of its classes."""
+    file = find_model(run)
+    card = read_card(file.parent)
+    if "detector" not in card:
+        raise ValueError(f"{run}: holds no detector; name a folder that boxwise finetune wrote")
+    config = read(DetectorConfig, card["detector"], at="detector")
+    names = [c["name"] for c in card["categories"]]
+    detector = build_detector(config, classes=len(names), mean=card["mean"], std=card["std"])
+    detector.load_state_dict(read_state(file))
+    return detector, config, names
+
+
+def as_table(figures: Mapping[str, Any]) -> str:
+    """One figure a line, as people compare them."""
+    lines = [f"{name:<6} {figures[name]:6.2f}" for name in FIGURES]
+    return "\n".join([*lines, f"on {figures['images']} images, in 0..100; -1: no object of that size"])

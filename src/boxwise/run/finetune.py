@@ -1,0 +1,217 @@
+"""`boxwise finetune`: labelled images and weights in, a detector and its COCO figures out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torchvision.models.detection import FasterRCNN
+
+from boxwise.data.loader import Loader, Sampler
+from boxwise.data.targets import Labelled, choose, open_labelled
+from boxwise.engine.device import leads
+from boxwise.engine.folder import RunFolder
+from boxwise.engine.loop import device_of, dtype_of, fit
+from boxwise.interop.files import IMAGENET_MEAN, IMAGENET_STD, Weights, load_weights, write_state
+from boxwise.recipes.recipe import TransferRecipe
+from boxwise.run.find import saved, transfer_recipe
+from boxwise.run.fit import fitted_transfer, given_keys, scaled_rate
+from boxwise.run.show import detections_sheet, write_picture
+from boxwise.strict import SettingsError, dump_yaml, plain
+from boxwise.transfer.detectors import build_detector, parts
+from boxwise.transfer.evaluate import coco_figures, predict
+from boxwise.transfer.samples import TrainSamples, collate
+from boxwise.transfer.task import DetectionTask
+
+
+def finetune(
+    recipe: str,
+    data: str | Path,
+    out: str | Path,
+    *,
+    weights: str | Path | None = None,
+    images: Path | None = None,
+    val: Path | None = None,
+    labels: float | int | None = None,
+    config: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_drift: bool = False,
+    dry_run: bool = False,
+) -> Path:
+    """Trains the detector `recipe` on labelled `data` and measures it on the validation split; returns `out`.
+
+    `labels` is a share of the training images (a float) or a count (an int). With `weights`, the shape of the
+    backbone and FPN and the pixel statistics come from the weights; a setting that contradicts them is an error.
+    """
+    settings = dict(settings or {})
+    found = transfer_recipe(recipe, config=config, settings=settings)
+    given = given_keys(settings, found.recipe)
+    pretrained = None if weights is None else load_weights(weights)
+    resolved = found.recipe if pretrained is None else adopted(found.recipe, pretrained, given)
+    if impossible := list(resolved.detector.problems(pretrained=pretrained is not None)):
+        raise SettingsError(impossible)
+    train = choose(
+        open_labelled(data, split="train", images=images, val=val), labels, seed=resolved.run.seed
+    )
+    test = open_labelled(data, split="val", images=images, val=val)
+    changes: list[str] = []
+    if found.fitted:
+        resolved, changes = fitted_transfer(resolved, images=len(train), given=given)
+    if leads():
+        for line in [*changes, scaled_rate(resolved)]:
+            print(f"  {line}", file=sys.stderr)
+    if dry_run:
+        print(dump_yaml(saved(resolved, found.source)), end="")
+        return Path(out)
+    return run_transfer(
+        resolved,
+        train,
+        test,
+        Path(out),
+        origin=found.source,
+        weights=pretrained,
+        resume=resume,
+        overwrite=overwrite,
+        allow_drift=allow_drift,
+    )
+
+
+def adopted(recipe: TransferRecipe, weights: Weights, given: Collection[str]) -> TransferRecipe:
+    """`recipe` with the backbone and FPN that `weights` were trained with.
+
+    Raises SettingsError where a setting in `given` contradicts the weights.
+    """
+    encoder = weights.config.get("encoder", {})
+    theirs = {key: encoder[key] for key in ("backbone", "fpn_channels", "fpn_norm") if key in encoder}
+    if not encoder.get("fpn"):
+        theirs = {key: theirs[key] for key in theirs if key == "backbone"}
+    ours = plain(recipe.detector)
+    wrong = [
+        f"detector.{key}: {ours[key]} was asked for, but {weights.source} holds {value}"
+        for key, value in theirs.items()
+        if f"detector.{key}" in given and ours[key] != value
+    ]
+    if wrong:
+        raise SettingsError(wrong)
+    return recipe.changed({"detector": theirs})
+
+
+def run_transfer(
+    recipe: TransferRecipe,
+    train: Labelled,
+    test: Labelled,
+    out: Path,
+    *,
+    origin: str,
+    weights: Weights | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_drift: bool = False,
+) -> Path:
+    """Trains a recipe as it stands, measures it on `test` with its last weights, and returns `out`."""
+    run = recipe.run
+    if not len(train):
+        raise ValueError("no labelled image to train on: raise --labels")
+    if train.categories != test.categories:
+        raise ValueError(
+            f"{train.source} and {test.source} name different categories: "
+            f"{_names(train)} against {_names(test)}; train and measure on one list"
+        )
+    torch.manual_seed(run.seed)
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if weights is None else (weights.mean, weights.std)
+    detector = build_detector(recipe.detector, classes=len(train.categories), mean=mean, std=std)
+    report = None
+    if weights is not None:
+        report = weights.into(parts(detector))
+        if leads():
+            print(report, file=sys.stderr)
+        report.require(weights.parts)
+    data = {
+        "images": len(train),
+        "fingerprint": train.fingerprint(),
+        "test_images": len(test),
+        "test_fingerprint": test.fingerprint(),
+        "weights": None if weights is None else weights.source,
+    }
+    with RunFolder.open(
+        out,
+        kind="finetune",
+        config=dump_yaml(saved(recipe, origin)),
+        data=data,
+        seed=run.seed,
+        resume=resume,
+        overwrite=overwrite,
+        allow_drift=allow_drift,
+    ) as folder:
+        folder.write("labelled.txt", "".join(f"{train.name(i)}\n" for i in range(len(train))))
+        folder.write("match.txt", f"{report}\n" if report is not None else "random weights\n")
+        began = time.perf_counter()
+        task = DetectionTask(detector)
+        fit(
+            task,
+            _loads(recipe, train),
+            optimiser=recipe.optim,
+            schedule=recipe.schedule,
+            run=run,
+            steps_per_epoch=max(1, len(train) // run.batch_size),
+            total=_total(recipe, len(train)),
+            folder=folder,
+            resume=resume,
+            sync_norm=recipe.detector.norm == "sync",
+        )
+        if folder.writes:
+            _keep(folder.path, detector, recipe, train, mean, std)
+            measure(folder.path, detector, recipe, test, seconds=time.perf_counter() - began)
+    return out
+
+
+def measure(
+    folder: Path, detector: FasterRCNN, recipe: TransferRecipe, test: Labelled, *, seconds: float
+) -> dict[str, Any]:
+    """Writes detections.json, results.json and figures/detections.png; returns the results."""
+    device = device_of(recipe.run.device)
+    found = predict(
+        detector,
+        test,
+        config=recipe.detector,
+        batch_size=recipe.run.batch_size,
+        device=device,
+        precision="bf16" if dtype_of(recipe.run.precision, device) == torch.bfloat16 else "fp32",
+    )
+    results = {**coco_figures(test.coco(), found), "images": len(test), "seconds": round(seconds, 1)}
+    (folder / "detections.json").write_text(json.dumps(found))
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_picture(detections_sheet(test, found, count=6), folder / "figures" / "detections.png")
+    return results
+
+
+def _keep(
+    folder: Path,
+    detector: FasterRCNN,
+    recipe: TransferRecipe,
+    train: Labelled,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> None:
+    """The whole detector, under torchvision's names, with all that is needed to build it again."""
+    categories = [plain(c) for c in train.categories]
+    card = {"detector": plain(recipe.detector), "categories": categories, "mean": [*mean], "std": [*std]}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
+    write_state(folder / "export", state, card)
+
+
+def _total(recipe: TransferRecipe, images: int) -> int:
+    epochs = recipe.schedule.epochs or 0
+    return recipe.schedule.steps or max(1, round(epochs * images / recipe.run.batch_size))
+
+
+def _names(labelled: Labelled) -> str:
+    return ", ".join(c.name for c in labelled.categories)

@@ -1,0 +1,70 @@
+"""The command line: quick to start, clear about mistakes, exit codes that scripts can rely on."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from boxwise.cli import VERBS, _split, main
+from boxwise.strict import SettingsError
+
+
+def test_help_starts_in_under_a_second_and_without_torch() -> None:
+    program = (
+        "import sys; from boxwise.cli import main\n"
+        "main(['--help']); main(['report', '--help'])\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < 2  # one second on a quiet machine
+
+
+def test_the_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {verb} " in said for verb in VERBS)
+
+
+@pytest.mark.parametrize("argv", [[], ["pretrian"], ["pretrain", "scrl"], ["report", "--outt", "x"]])
+def test_wrong_usage_exits_with_2(argv: list[str]) -> None:
+    assert main(argv) == 2
+
+
+def test_a_misspelt_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["pretrian"])
+    assert "did you mean pretrain?" in capsys.readouterr().err
+
+
+def test_a_misspelt_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["evaluate", "runs/x", "--dat", "d"])
+    assert "did you mean --data?" in capsys.readouterr().err
+
+
+def test_settings_are_told_from_the_verbs_own_flags() -> None:
+    known, settings = _split(
+        "pretrain",
+        ["scrl", "--data", "d", "--optim.lr", "1e-2", "--out=o", "--batch-size=64", "--compile", "--resume", "--seed", "-1"],
+    )
+    assert known == ["scrl", "--data", "d", "--out=o", "--resume"]
+    assert settings == {"optim.lr": 0.01, "batch_size": 64, "compile": True, "seed": -1}
+
+
+def test_verbs_without_recipe_take_no_settings() -> None:
+    with pytest.raises(SettingsError, match="no such flag"):
+        _split("doctor", ["--optim.lr", "1"])
+
+
+def test_every_wrong_setting_is_named_before_data_is_touched(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["pretrain", "scrl", "--data", "/nowhere", "--out", "/nowhere/out"]
+    assert main([*argv, "--optim.lrr", "1", "--method.boxes", "many", "--epochs", "3", "--batch-size", "0"]) == 2
+    said = capsys.readouterr().err
+    assert "optim.lrr" in said and "optim.lr?" in said and "method.boxes" in said and "/nowhere" not in said
+
+
+def test_missing_data_is_one_sentence_and_exit_code_1(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+    assert main(["pretrain", "scrl", "--data", str(tmp_path / "gone"), "--out", str(tmp_path / "o")]) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.count("\n") == 0 and str(tmp_path / "gone") in said

@@ -1,0 +1,104 @@
+"""Settings are read strictly, and every mistake is named at once with the nearest valid key."""
+
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from boxwise.config import LARS, SGD, Schedule, settings
+from boxwise.strict import SettingsError, dump_yaml, keys, load_yaml, merge, nearest, plain, read, scalar
+
+Either = Annotated[SGD | LARS, Field(discriminator="name")]
+
+
+@settings
+class Inner:
+    size: tuple[float, float] = (0.2, 1.0)
+    kind: Literal["a", "b"] = "a"
+
+
+@settings
+class Outer:
+    inner: Inner = Inner()
+    many: tuple[Inner, ...] = (Inner(), Inner())
+    optim: Either = SGD()
+    count: int | None = None
+
+
+def test_settings_survive_yaml(tmp_path) -> None:
+    value = Outer(inner=Inner(size=(1e-7, 3.0), kind="b"), optim=LARS(lr=1e-3), count=4)
+    file = tmp_path / "c.yaml"
+    file.write_text(dump_yaml(value))
+    assert read(Outer, load_yaml(file)) == value
+
+
+def test_a_tag_decides_the_class() -> None:
+    """Without the literal name, a dumped LARS would load back as the first class that fits."""
+    assert read(Either, plain(LARS(weight_decay=1e-6))) == LARS(weight_decay=1e-6)
+    assert isinstance(read(Either, {"name": "sgd"}), SGD)
+
+
+def test_every_problem_is_named_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(Outer, {"inner": {"sise": [0, 1], "kind": "c"}, "many": [{"size": "x"}], "count": "three"})
+    text = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 4
+    for part in ("inner.sise", "did you mean inner.size?", "inner.kind", "many.0.size", "count", "'three'"):
+        assert part in text, part
+
+
+def test_problems_inside_a_union_are_named_without_its_tag() -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(Either, {"name": "lars", "trst": 1.0}, at="optim")
+    assert caught.value.problems == ("optim.trst: no such setting, did you mean optim.trust?",)
+
+
+def test_an_unknown_choice_lists_the_choices() -> None:
+    with pytest.raises(SettingsError, match=r"optim.name: adamw is none of 'sgd', 'lars'"):
+        read(Either, {"name": "adamw"}, at="optim")
+
+
+def test_numbers_are_not_strings_and_whole_numbers_are_no_booleans() -> None:
+    for raw in ({"epochs": "10"}, {"steps": 1.5}, {"early": 1}):
+        with pytest.raises(SettingsError):
+            read(Schedule, raw)
+    assert read(Schedule, {"epochs": 10}).epochs == 10.0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("0.5", 0.5), ("1.5e-6", 1.5e-6), ("-2", -2), ("true", True), ("[0.2, 1e0]", [0.2, 1.0]),
+     ("resnet50", "resnet50"), ("null", None), ("a: b: c", "a: b: c"), ("1e3", 1000.0)],
+)
+def test_flags_mean_what_they_say(text: str, value: object) -> None:
+    assert scalar(text) == value and type(scalar(text)) is type(value)
+
+
+def test_another_optimiser_starts_from_its_own_defaults() -> None:
+    """SGD's `nesterov` laid under LARS would be an unknown key."""
+    merged = merge(plain(SGD(nesterov=True)), {"name": "lars", "lr": 0.3})
+    assert read(Either, merged) == LARS(lr=0.3)
+    assert merge(plain(SGD()), {"name": "sgd", "lr": 1})["weight_decay"] == SGD().weight_decay
+
+
+def test_one_item_of_a_list_can_be_changed() -> None:
+    merged = merge(plain(Outer()), {"many": {"1": {"kind": "b"}}})
+    assert read(Outer, merged).many == (Inner(), Inner(kind="b"))
+
+
+def test_keys_reach_into_unions_and_tuples() -> None:
+    known = set(keys(Outer))
+    assert {"inner.size", "many.kind", "optim.trust", "optim.nesterov", "count"} <= known
+
+
+def test_the_nearest_key_may_stand_elsewhere() -> None:
+    assert nearest("trust", ["optim.trust", "data.workers"]) == ", did you mean optim.trust?"
+    assert nearest("zzzzzz", ["optim.trust"]) == ""
+
+
+def test_a_file_that_is_no_mapping_is_refused(tmp_path) -> None:
+    file = tmp_path / "c.yaml"
+    for text in ("- a\n- b", "{", ""):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="c.yaml"):
+            load_yaml(file)
