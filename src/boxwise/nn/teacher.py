@@ -24,7 +24,7 @@ class Teacher(nn.Module):
         self.network = copy.deepcopy(student).requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the network gives."""
         return self.network(*args, **kwargs)
 

@@ -1,0 +1,119 @@
+"""Encoders: names, strides and widths of their maps, and words for what cannot be built."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import torch
+import torchvision
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+from boxwise.nn.encoder import RESNETS, EncoderConfig, backbones, build_encoder
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("an encoder asked for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    ["resnet18", "resnet50", "convnext_atto", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224"],
+)
+def test_every_level_has_the_stride_and_width_it_states(backbone: str) -> None:
+    """Breaks when a level is read from the wrong stage, or comes out rows by columns by channels."""
+    encoder = build_encoder(EncoderConfig(backbone=backbone, fpn=True, fpn_channels=16))
+    size = 224 if "swin" in backbone else 64
+    with torch.no_grad():
+        maps = encoder(torch.randn(2, 3, size, size))
+    assert list(maps) == ["c2", "c3", "c4", "c5", "p2", "p3", "p4", "p5"]
+    for name, level in maps.items():
+        cells = size // encoder.strides[name]
+        assert level.shape == (2, encoder.channels[name], cells, cells), name
+    assert encoder.strides["c5"] == encoder.strides["p5"] == 32 and encoder.channels["p2"] == 16
+
+
+def test_levels_are_the_outputs_of_the_layers_of_torchvision() -> None:
+    """Breaks when a layer is skipped or a map is taken before its ReLU."""
+    encoder = build_encoder(EncoderConfig(backbone="resnet18")).eval()
+    whole = torchvision.models.resnet18(weights=None).eval()
+    missing, unexpected = whole.load_state_dict(encoder.body.state_dict(), strict=False)
+    assert missing == ["fc.weight", "fc.bias"] and not unexpected
+    x = torch.randn(1, 3, 64, 64)
+    y = whole.maxpool(whole.relu(whole.bn1(whole.conv1(x))))
+    maps = encoder(x)
+    for name, layer in zip(
+        ("c2", "c3", "c4", "c5"), (whole.layer1, whole.layer2, whole.layer3, whole.layer4)
+    ):
+        y = layer(y)
+        assert torch.equal(maps[name], y), name
+
+
+def test_names_are_those_of_torchvisions_detectors() -> None:
+    """Breaks the hand-over: body and FPN are loaded by name."""
+    with torch.device("meta"):
+        theirs = resnet_fpn_backbone(
+            backbone_name="resnet50", weights=None, norm_layer=torch.nn.BatchNorm2d, trainable_layers=5
+        )
+        encoder = build_encoder(EncoderConfig(backbone="resnet50", fpn=True, fpn_norm="none"))
+    ours = {name: v.shape for name, v in encoder.state_dict().items()}
+    assert ours == {name: v.shape for name, v in theirs.state_dict().items()}
+
+
+def test_fpn_norm_puts_batchnorm_after_every_convolution() -> None:
+    """Breaks when the FPN with norms keeps its biases or loses a norm."""
+    with torch.device("meta"):
+        fpn = build_encoder(EncoderConfig(backbone="resnet18", fpn=True)).fpn
+    assert fpn is not None
+    names = {name.split(".", 2)[2] for name, _ in fpn.named_parameters()}
+    assert names == {"0.weight", "1.weight", "1.bias"}
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in fpn.modules()) == 8
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_zero_init_last_silences_the_last_norm_of_every_block(zero: bool) -> None:
+    """Breaks when the switch is ignored."""
+    body = build_encoder(EncoderConfig(backbone="resnet18", zero_init_last=zero)).body
+    last = [
+        p for name, p in body.named_parameters() if name.startswith("layer") and name.endswith("bn2.weight")
+    ]
+    assert len(last) == 8 and all((p == (0 if zero else 1)).all() for p in last)
+
+
+def test_gradients_reach_every_parameter_through_the_top_alone() -> None:
+    """Breaks when a classifier or an unused stage stays behind: training refuses what has no gradient."""
+    encoder = build_encoder(EncoderConfig(backbone="mobilenetv3_small_050"))
+    encoder(torch.randn(2, 3, 64, 64))["c5"].sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "word"),
+    [
+        ("resnet5", "resnet50"),
+        ("convnxt_tiny", "convnext_tiny"),
+        ("vit_tiny_patch16_224", "none at 4, 8, 32"),
+        ("hf_hub:someone/something", "unknown backbone"),
+    ],
+)
+def test_a_backbone_that_cannot_be_is_named_with_what_can(backbone: str, word: str) -> None:
+    """Breaks when a typing error ends in a traceback of another library, or in a download."""
+    with pytest.raises(ValueError, match=word):
+        build_encoder(EncoderConfig(backbone=backbone))
+
+
+def test_zero_init_is_refused_where_it_would_be_ignored() -> None:
+    """Breaks when a setting that does nothing is accepted."""
+    with pytest.raises(ValueError, match="zero_init_last"):
+        build_encoder(EncoderConfig(backbone="convnext_atto", zero_init_last=True))
+
+
+def test_backbones_lists_torchvisions_first_and_each_once() -> None:
+    """Breaks when `boxwise list backbones` loses timm or names a network twice."""
+    names = backbones()
+    assert names[:4] == RESNETS and len(set(names)) == len(names) and "convnext_tiny" in names
