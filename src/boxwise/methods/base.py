@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -45,7 +45,13 @@ class Method(nn.Module, ABC):
     """A pretraining objective. Subclasses are final; share by composing `geometry` and `nn`."""
 
     student: Branch
+    sync_norm: ClassVar[bool] = True
+    """Over several ranks, every BatchNorm sees the joint batch."""
+    constant_lr: ClassVar[tuple[str, ...]] = ()
+    """Submodules whose learning rate no schedule moves."""
     watched: Watched | None = None
+    ema_momentum: float | None = None
+    """What the teacher last moved with."""
 
     def forward(self, batch: Batch) -> dict[str, Scalar]:
         """Runs `losses` and adds their sum as "loss". The only call that goes through DDP."""
@@ -57,8 +63,11 @@ class Method(nn.Module, ABC):
         """Named, already weighted loss terms. Must not change parameters or teachers."""
 
     def regions(self, batch: Batch) -> Regions | None:
-        """The matched boxes that `losses` would compare, for drawing; none where whole images are compared."""
+        """The matched boxes that `losses` would compare, for drawing; none where it compares whole images."""
         return None
+
+    def begin(self) -> None:
+        """Called when weights from elsewhere have been loaded into the student: teachers take them over."""
 
     def after_step(self, step: int, total: int, *, ok: Scalar | None = None) -> None:
         """Called once per optimiser step, `step` counted from 0. Teachers move here only.
@@ -67,7 +76,7 @@ class Method(nn.Module, ABC):
         """
 
     def handed_over(self) -> dict[str, nn.Module]:
-        """What a detector takes: the student's `backbone`, and where the method trained them `fpn` and `head`."""
+        """What a detector takes: the student's `backbone`, and where it trained them `fpn` and `head`."""
         return self.student.handed_over()
 
     def watch(self, query: Embeddings, key: Embeddings, keep: Keep | None = None) -> None:

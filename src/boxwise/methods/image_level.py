@@ -1,0 +1,161 @@
+"""The image-level baselines, side by side: MoCo-v2, BYOL and SimSiam.
+
+In unit vectors, for the two views of each image:
+
+    MoCo-v2   loss += cross_entropy([q @ k, *(q @ n for n in queue)] / temperature, 0)
+              with q = student(view 1), k = teacher(view 2)
+    BYOL      loss += (2 - 2 * p1 @ z2) + (2 - 2 * p2 @ z1)
+              with p = predictor(student(view)), z = teacher(view)
+    SimSiam   loss += (-p1 @ z2 - p2 @ z1) / 2
+              with p = predictor(student(view)), z = student(view) without gradient
+
+and the mean over images. In all three each view is a forward of its own, with BatchNorm statistics of its
+own, as in the official code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from boxwise.config import settings
+from boxwise.geometry.views import Batch
+from boxwise.methods.base import Method
+from boxwise.nn.branch import Branch, Tap
+from boxwise.nn.encoder import Encoder
+from boxwise.nn.heads import moco_projector, projector, simsiam_predictor, simsiam_projector
+from boxwise.nn.objectives import cosine_distance, info_nce, negative_cosine
+from boxwise.nn.pools import Whole
+from boxwise.nn.queue import Queue
+from boxwise.nn.ranks import Shuffle
+from boxwise.nn.teacher import Teacher, cosine_momentum
+from boxwise.shapes import Scalar
+
+
+@settings
+class MoCoConfig:
+    """MoCo-v2 (https://arxiv.org/abs/2003.04297)."""
+
+    name: Literal["mocov2"] = "mocov2"
+    width: int = 128
+    """Numbers in an embedding."""
+    hidden: int = 2048
+    """Hidden width of the projector."""
+    queue: int = 65_536
+    """Keys of earlier images that serve as negatives."""
+    temperature: float = 0.2
+    """What similarities are divided by."""
+    momentum: float = 0.999
+    """Teacher momentum, constant."""
+
+    def draws(self) -> Mapping[str, tuple[int, ...]]:
+        return {"shuffle": ()}
+
+    def build(self, encoder: Encoder) -> MoCoV2:
+        return MoCoV2(self, encoder)
+
+
+class MoCoV2(Method):
+    sync_norm = False  # queries keep to their own rank, keys are shuffled
+
+    def __init__(self, config: MoCoConfig, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        project = moco_projector(encoder.channels["c5"], config.hidden, config.width)
+        self.student = Branch(encoder, {"image": Tap(Whole("c5"), project)})
+        self.teacher = Teacher(self.student)
+        self.queue = Queue(config.queue, config.width)
+
+    def losses(self, batch: Batch) -> dict[str, Scalar]:
+        one, two = batch.views
+        query = self.student(one)["image"]  # (B, D)
+        key = Shuffle(batch.draws["shuffle"])(self.teacher, two)["image"]
+        self.watch(query, key)
+        loss = info_nce(query, key, self.queue.keys.clone(), temperature=self.config.temperature)
+        self.queue.push(key)
+        return {"image": loss}
+
+    def after_step(self, step: int, total: int, *, ok: Scalar | None = None) -> None:
+        # The official code moves the teacher as the next forward opens, which is the same.
+        self.ema_momentum = self.config.momentum
+        self.teacher.follow(self.student, self.ema_momentum, ok=ok)
+
+    def begin(self) -> None:
+        self.teacher.copy(self.student)
+
+
+@settings
+class BYOLConfig:
+    """BYOL (https://arxiv.org/abs/2006.07733)."""
+
+    name: Literal["byol"] = "byol"
+    width: int = 256
+    """Numbers in an embedding."""
+    hidden: int = 4096
+    """Hidden width of projector and predictor."""
+    last_bias: bool = False
+    """A bias in the last layer of projector and predictor."""
+    momentum: float = 0.99
+    """Teacher momentum at the first step; rises to 1 along a cosine."""
+
+    def draws(self) -> Mapping[str, tuple[int, ...]]:
+        return {}
+
+    def build(self, encoder: Encoder) -> BYOL:
+        return BYOL(self, encoder)
+
+
+class BYOL(Method):
+    def __init__(self, config: BYOLConfig, encoder: Encoder) -> None:
+        super().__init__()
+        self.config, last_bias = config, config.last_bias
+        project = projector(encoder.channels["c5"], config.hidden, config.width, last_bias=last_bias)
+        self.student = Branch(encoder, {"image": Tap(Whole("c5"), project)})
+        self.predictor = projector(config.width, config.hidden, config.width, last_bias=last_bias)
+        self.teacher = Teacher(self.student)
+
+    def losses(self, batch: Batch) -> dict[str, Scalar]:
+        p1, p2 = (self.predictor(self.student(view)["image"]) for view in batch.views)  # (B, D)
+        z1, z2 = (self.teacher(view)["image"] for view in batch.views)
+        self.watch(p1, z2)
+        return {"image": cosine_distance(p1, z2) + cosine_distance(p2, z1)}
+
+    def after_step(self, step: int, total: int, *, ok: Scalar | None = None) -> None:
+        self.ema_momentum = cosine_momentum(self.config.momentum, step, total)
+        self.teacher.follow(self.student, self.ema_momentum, ok=ok)
+
+    def begin(self) -> None:
+        self.teacher.copy(self.student)
+
+
+@settings
+class SimSiamConfig:
+    """SimSiam (https://arxiv.org/abs/2011.10566)."""
+
+    name: Literal["simsiam"] = "simsiam"
+    width: int = 2048
+    """Numbers in an embedding, and hidden width of the projector."""
+    hidden: int = 512
+    """Hidden width of the predictor."""
+
+    def draws(self) -> Mapping[str, tuple[int, ...]]:
+        return {}
+
+    def build(self, encoder: Encoder) -> SimSiam:
+        return SimSiam(self, encoder)
+
+
+class SimSiam(Method):
+    constant_lr = ("predictor",)
+
+    def __init__(self, config: SimSiamConfig, encoder: Encoder) -> None:
+        super().__init__()
+        project = simsiam_projector(encoder.channels["c5"], config.width, config.width)
+        self.student = Branch(encoder, {"image": Tap(Whole("c5"), project)})
+        self.predictor = simsiam_predictor(config.width, config.hidden)
+
+    def losses(self, batch: Batch) -> dict[str, Scalar]:
+        z1, z2 = (self.student(view)["image"] for view in batch.views)  # (B, D)
+        p1, p2 = self.predictor(z1), self.predictor(z2)
+        self.watch(p1, z2)
+        return {"image": (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2}
