@@ -18,50 +18,62 @@ INPUTS, OUTPUTS, QUEUE = 6, 4, 12
 
 
 class Toy(nn.Module):
-    """Predicts a teacher's embedding and shuns those in a queue, with noise on its input."""
+    """Predicts a teacher's embedding and shuns those in a queue, with noise on its input.
 
-    def __init__(self, *, norm: bool = True, noise: float = 0.1) -> None:
+    `spoil` breaks what its keys name: a term, by adding the value, or the gradient alone.
+    """
+
+    def __init__(self, *, norm: bool = True, noise: float = 0.1, push: bool = True) -> None:
         super().__init__()
         between = nn.BatchNorm1d(8) if norm else nn.Tanh()
         self.student = nn.Sequential(nn.Linear(INPUTS, 8), between, nn.ReLU(), nn.Linear(8, OUTPUTS))
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.noise = noise
+        self.noise, self.push = noise, push
+        self.spoil: dict[str, float] = {}
+        self.forwards: list[tuple[bool, torch.dtype]] = []
         self.register_buffer("queue", torch.randn(QUEUE, OUTPUTS))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.long))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        query = self.student(x + self.noise * torch.randn_like(x))
+        self.forwards.append((torch.is_autocast_enabled(x.device.type), x.dtype))
+        if self.noise:
+            x = x + self.noise * torch.randn_like(x)
+        query = self.student(x)
         with torch.no_grad():
             key = self.teacher(x)
-        near = (query - key).square().mean()
-        far = (query @ self.queue.clone().T).square().mean()
-        if self.training:
+        near = (query - key).square().mean() + self.spoil.get("near", 0)
+        far = 0.1 * (query @ self.queue.clone().T).square().mean() + self.spoil.get("far", 0)
+        if "gradient" in self.spoil:
+            far = far + (0 * query.sum()).sqrt()  # zero, with an infinite slope
+        if self.push:
             with torch.no_grad():
                 rows = (self.cursor + torch.arange(len(key))) % QUEUE
-                self.queue[rows] = key
+                self.queue[rows] = key.to(self.queue)
                 self.cursor += len(key)
-        return {"near": near, "far": 0.1 * far, "loss": near + 0.1 * far}
+        return {"near": near, "far": far, "loss": near + far}
 
 
 class ToyTask:
-    """`poison(step)` may change a batch; `seen` are the (step, ok) that `after_step` was given."""
+    """`before(step)` runs ahead of each part; `seen` are the (step, ok) that `after_step` was given."""
 
-    def __init__(self, module: nn.Module, poison: Callable[[int, Tensor], Tensor] | None = None) -> None:
-        self.module, self.poison = module, poison
-        self.seen: list[tuple[int, float]] = []
+    def __init__(self, module: Toy, before: Callable[[int], None] | None = None) -> None:
+        self.module, self.before = module, before
+        self.seen: list[tuple[int, Tensor]] = []
 
     def prepare(self, load: tuple[int, Tensor], device: torch.device) -> Tensor:
         step, x = load
-        x = self.poison(step, x) if self.poison else x
+        if self.before is not None:
+            self.before(step)
         return x.to(device)
 
     def images(self, load: tuple[int, Tensor]) -> int:
         return len(load[1])
 
     def after_step(self, step: int, total: int, *, ok: Tensor | None) -> None:
-        self.seen.append((step, float(ok)))
+        assert ok is not None
+        self.seen.append((step, ok))
         for t, s in zip(self.module.teacher.parameters(), self.module.student.parameters(), strict=True):
-            t.lerp_(s.detach(), 0.1 * float(ok))
+            t.lerp_(s.detach(), 0.1 * ok.to(t))
 
     def figures(self) -> dict[str, Tensor]:
         return {"train/ema_momentum": torch.tensor(0.9)}
@@ -104,10 +116,16 @@ def train(
     feed: Any = None,
     optimiser: Any = None,
     schedule: Schedule | None = None,
-    constant_lr: tuple[str, ...] = (),
+    sync_norm: bool = False,
     **run: Any,
 ) -> Result:
-    settings: dict[str, Any] = {"batch_size": 8, "device": "cpu", "precision": "fp32", "save_every": 5, "log_every": 4}
+    settings: dict[str, Any] = {
+        "batch_size": 8,
+        "device": "cpu",
+        "precision": "fp32",
+        "save_every": 5,
+        "log_every": 4,
+    }
     settings |= run
     with open_folder(path, resume=resume) as folder:
         return fit(
@@ -120,7 +138,7 @@ def train(
             total=total,
             folder=folder,
             resume=resume,
-            constant_lr=constant_lr,
+            sync_norm=sync_norm,
         )
 
 

@@ -57,21 +57,23 @@ def load(path: Path) -> State:
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> tuple[Path, State] | None:
-    """The newest checkpoint that loads. Damaged ones are named to `say` and set aside as `*.damaged`.
+    """The newest checkpoint that loads. Damaged ones after it are told to `say` and set aside as `*.damaged`.
 
     None where there is no checkpoint; ValueError where there are some but none loads.
     """
-    paths = found(folder)
-    for path in paths:
+    damaged: dict[Path, ValueError] = {}
+    for path in found(folder):
         try:
-            return path, load(path)
+            state = load(path)
         except ValueError as error:
-            say(f"{error}; going back to the checkpoint before it")
-            os.replace(path, path.with_suffix(".pt.damaged"))
-    if paths:
-        raise ValueError(
-            f"{folder}: none of {len(paths)} checkpoints can be read; start again with --overwrite"
-        )
+            damaged[path] = error
+            continue
+        for bad, why in damaged.items():
+            say(f"{why}; going back to the checkpoint before it")
+            os.replace(bad, bad.with_suffix(".pt.damaged"))
+        return path, state
+    if damaged:
+        raise ValueError(f"{folder}: none of {len(damaged)} checkpoints can be read; pass --overwrite")
     return None
 
 

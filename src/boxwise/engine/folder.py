@@ -18,7 +18,7 @@ from boxwise.engine.device import hardware, leads, versions
 from boxwise.engine.guard import Diverged
 from boxwise.engine.lock import NAME as LOCK
 from boxwise.engine.lock import Lock
-from boxwise.engine.signals import EndOnTerm
+from boxwise.engine.signals import ending_on_term
 
 Status = Literal["running", "finished", "interrupted", "failed", "diverged"]
 
@@ -34,7 +34,7 @@ class RunFolder:
 
     def __init__(self, path: Path, facts: dict[str, Any], lock: Lock | None) -> None:
         self.path, self.facts = path, facts
-        self._term = EndOnTerm()
+        self._term = ending_on_term()
         self._lock, self._begun, self._earlier = lock, time.monotonic(), 0.0
 
     @classmethod

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ SMALLEST_SCALE = 2.0**-12
 """The fp16 loss scale starts at 2^16 and halves at each overflow: down here it never finds its place."""
 
 
+@runtime_checkable
 class Task(Protocol):
     """What is trained. One object lives through a run; all that must survive a crash is in `module`."""
 
@@ -121,14 +122,16 @@ def fit(
         start, before = training.resume(folder.checkpoints, fabric, threads=run.threads, say=folder.tell)
 
     begun, row = time.perf_counter(), Row()
-    with Stop() as stop, Journal(folder, start=start, total=total) as journal:
+    with Stop().listening() as stop, Journal(folder, start=start, total=total) as journal:
         feed, clock = iter(loads(start)), Clock()
         for step in range(start, total):
             descent.set_rate(lr := rate(step), base=base)
             descent.zero_grad()
             for part in range(run.accumulate):
                 with clock.waiting():
-                    load = next(feed)
+                    load = next(feed, None)
+                if load is None:
+                    raise ValueError(f"the data ended at step {step} of {total}")
                 seed_draws(run.seed, step, part, rank)
                 batch = task.prepare(load, device)
                 clock.images += task.images(load)

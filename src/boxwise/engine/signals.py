@@ -5,55 +5,54 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
-from types import FrameType, TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import torch
 from torch import Tensor
 
-
-class _Handlers:
-    """Python handlers for as long as a block runs. Off the main thread, which may not, none."""
-
-    def __init__(self, *numbers: signal.Signals) -> None:
-        self._numbers = numbers
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in self._numbers}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        raise NotImplementedError
+Handler = Callable[[int, FrameType | None], None]
 
 
-class EndOnTerm(_Handlers):
-    """While open, SIGTERM ends the process by SystemExit 143, so that what it holds is put down."""
+@contextmanager
+def handling(handler: Handler, *numbers: signal.Signals) -> Iterator[None]:
+    """`handler` for as long as the block runs; nothing outside the main thread, which alone may have one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier or signal.SIG_DFL)
 
-    def __init__(self) -> None:
-        super().__init__(signal.SIGTERM)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+@contextmanager
+def ending_on_term() -> Iterator[None]:
+    """SIGTERM raises SystemExit 143, so that what the block holds is put down."""
+
+    def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
+    with handling(end, signal.SIGTERM):
+        yield
 
-class Stop(_Handlers):
-    """While open, a first SIGTERM or Ctrl-C is only noted in `code`; a second Ctrl-C ends all at once.
+
+class Stop:
+    """A first SIGTERM or Ctrl-C is only noted in `code`; a second Ctrl-C ends the process at once.
 
     `code` is what a shell reports for a process ended by that signal: 143 or 130.
     """
 
-    def __init__(self) -> None:
-        super().__init__(signal.SIGTERM, signal.SIGINT)
-        self.code: int | None = None
+    code: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[Stop]:
+        """Notes signals for as long as the block runs."""
+        with handling(self._note, signal.SIGTERM, signal.SIGINT):
+            yield self
 
     def tensors(self, device: torch.device) -> dict[str, Tensor]:
         """The wish of this process, for ranks to agree on."""

@@ -1,0 +1,227 @@
+"""Real processes: killed at any moment, stopped twice, or two of them training together."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import torch
+from toy_task import ToyTask, batch_of, fresh, train
+
+from boxwise.engine import checkpoint
+from boxwise.engine.folder import read_json
+from boxwise.engine.metrics import read_rows
+
+TOTAL = 40
+# A server that has imported torch forks each process in milliseconds; spawning one takes seconds.
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(
+    ["boxwise.engine.loop", "boxwise.engine.device", "lightning_fabric", "torch.utils.tensorboard"]
+)
+
+
+def start(target: Callable[..., None], *args: Any) -> BaseProcess:
+    process = context.Process(target=target, args=args)
+    process.start()
+    return process
+
+
+def until(true: Callable[[], object], process: BaseProcess) -> None:
+    """Waits for `true`; fails if the process has ended without it."""
+    deadline = time.monotonic() + 60
+    while not true():
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def slow_to_save(state: object, file: IO[bytes]) -> None:
+    """torch.save in two halves with a pause between, so that a kill can hit the middle."""
+    import io
+
+    whole = io.BytesIO()
+    SAVE(state, whole)
+    file.write(whole.getvalue()[:2000])
+    file.flush()
+    time.sleep(0.05)
+    file.write(whole.getvalue()[2000:])
+
+
+SAVE = torch.save
+
+
+def run(path: Path, resume: bool, pause: float) -> None:
+    torch.set_num_threads(1)
+    sys.stderr = Path(os.devnull).open("w")
+    torch.save = slow_to_save
+    task = ToyTask(fresh(), lambda step: time.sleep(pause))
+    train(path, task, total=TOTAL, resume=resume, save_every=6, log_every=4)
+
+
+def state(path: Path) -> dict[str, Any]:
+    loaded = checkpoint.load(path / "checkpoints" / f"step-{TOTAL:08d}.pt")
+    momenta = {f"m{i}": s["momentum_buffer"] for i, s in loaded["optimiser"]["state"].items()}
+    return loaded["module"] | momenta
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    path = tmp_path_factory.mktemp("calm") / "run"
+    process = start(run, path, False, 0.0)
+    process.join()
+    assert process.exitcode == 0
+    return path
+
+
+def kill(process: BaseProcess) -> None:
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def test_kill_9_at_any_moment_costs_no_bit(calm: Path, tmp_path: Path) -> None:
+    """Before the first checkpoint, in the middle of a save, and at random; then on to the end."""
+    path = tmp_path / "run"
+    saves = path / "checkpoints"
+
+    process = start(run, path, False, 0.02)
+    until((path / "run.json").exists, process)
+    kill(process)
+    assert checkpoint.found(saves) == []
+
+    for _ in range(2):
+        process = start(run, path, True, 0.0)
+        known = len(checkpoint.found(saves))
+        until(lambda: any(p.stat().st_size == 2000 for p in saves.glob("*.tmp")), process)
+        kill(process)
+        assert len(checkpoint.found(saves)) == known
+        for left in saves.glob("*.tmp"):
+            assert left.stat().st_size == 2000
+        process = start(run, path, True, 0.0)
+        until(lambda n=known: len(checkpoint.found(saves)) > n, process)
+        kill(process)
+
+    chance = random.Random(0)
+    for _ in range(6):
+        process = start(run, path, True, 0.01)
+        time.sleep(chance.uniform(0.0, 0.5))
+        kill(process)
+        assert not (path / "run.json").exists() or read_json(path / "run.json")["status"] in (
+            "running",
+            "finished",
+        )
+
+    process = start(run, path, True, 0.0)
+    process.join()
+    assert process.exitcode == 0 and read_json(path / "run.json")["status"] == "finished"
+    disturbed, undisturbed = state(path), state(calm)
+    assert disturbed.keys() == undisturbed.keys() and len(disturbed) > 20
+    for name, value in undisturbed.items():
+        assert torch.equal(disturbed[name], value), name
+    without_time = [
+        [
+            {k: v for k, v in row.items() if not k.startswith("time/")}
+            for row in read_rows(p / "metrics.jsonl")
+        ]
+        for p in (path, calm)
+    ]
+    assert without_time[0] == without_time[1] and without_time[0][-1]["step"] == TOTAL
+    assert list(saves.glob("*.tmp")) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_exit_codes(tmp_path: Path, number: int, code: int) -> None:
+    path = tmp_path / "run"
+    process = start(run, path, False, 0.01)
+    until(lambda: (path / "metrics.jsonl").exists() and read_rows(path / "metrics.jsonl"), process)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == code and read_json(path / "run.json")["status"] == "interrupted"
+    assert (
+        read_json(path / "run.json")["step"]
+        == checkpoint.load(checkpoint.found(path / "checkpoints")[0])["step"]
+    )
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    process = start(run, path, False, 30.0)
+    until(lambda: "started" in log.read_text() if (log := path / "train.log").exists() else False, process)
+    until((path / "metrics.jsonl").exists, process)
+    time.sleep(0.3)  # into the first step, which takes 30 seconds
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.2)
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGINT)
+    process.join(5)
+    assert process.exitcode == 130
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def rank(path: Path, number: int, world: int, port: int, norm: bool, accumulate: int) -> None:
+    """One process as torchrun starts it."""
+    torch.set_num_threads(1)
+    sys.stderr = path.with_suffix(f".{number}.log").open("w")
+    os.environ |= {
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    joint(path, norm, number, world, accumulate)
+
+
+def joint(path: Path, norm: bool, number: int = 0, world: int = 1, accumulate: int = 1) -> None:
+    """Trains on this rank's share of each joint batch, in float64 and without draws of its own."""
+
+    def feed(first: int) -> Iterator[tuple[int, torch.Tensor]]:
+        for step in range(first, 12):
+            for part in batch_of(step, dtype=torch.float64).chunk(accumulate):
+                yield step, part.chunk(world)[number]
+
+    task = ToyTask(fresh(norm=norm, noise=0, push=False).double())
+    train(path, task, total=12, feed=feed, sync_norm=norm, accumulate=accumulate, log_every=1, clip_norm=0.1)
+
+
+@pytest.mark.parametrize(("norm", "accumulate"), [(True, 1), (False, 2)])
+def test_two_ranks_equal_one_process_with_the_joint_batch(
+    tmp_path: Path, norm: bool, accumulate: int
+) -> None:
+    """Breaks when gradients, losses, norms or BatchNorm are those of one rank's half of the batch."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    joint(one, norm, accumulate=accumulate)
+    port = free_port()
+    ranks = [start(rank, two, number, 2, port, norm, accumulate) for number in range(2)]
+    for process in ranks:
+        process.join(60)
+    logs = "".join(p.read_text()[-3000:] for p in tmp_path.glob("two.*.log"))
+    assert [process.exitcode for process in ranks] == [0, 0], logs
+    alone, together = (checkpoint.load(p / "checkpoints" / "step-00000012.pt") for p in (one, two))
+    assert together["world"] == 2
+    for name, value in alone["module"].items():
+        torch.testing.assert_close(together["module"][name], value, rtol=1e-10, atol=1e-12)
+    rows = [read_rows(p / "metrics.jsonl") for p in (one, two)]
+    for a, b in zip(*rows, strict=True):
+        for key in ("train/loss", "train/loss_near", "train/loss_far", "train/grad_norm"):
+            assert a[key] == pytest.approx(b[key], rel=1e-5)
