@@ -140,7 +140,7 @@ def test_seeds_are_summed_up_and_overlap_is_said(tmp_path: Path) -> None:
     assert series.values("AP") == (before, after)
     text = page_of(tmp_path, *runs).text
     assert "Means over 3 seeds" in text and "10.0 to 12.0" in text and "apart" in text
-    assert "11.0" in text and "15.5" in text and "+4.5" in text
+    assert "11.0 random weights \u2192 15.5 pretrained +4.5" in text
     extra = [
         make_run(tmp_path / "r9", ap=16.0, seed=9),
         make_run(tmp_path / "p9", ap=18.0, seed=9, weights="w"),
