@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_task import Toy, ToyTask, batch_of, fresh, loads, open_folder, train
 
 from boxwise.config import SGD, Run, Schedule
-from boxwise.engine import checkpoint, loop
+from boxwise.engine import checkpoint, device, loop
 from boxwise.engine.folder import read_json
 from boxwise.engine.health import FIGURES
 from boxwise.engine.loop import Diverged, fit
@@ -282,6 +282,35 @@ def test_bf16_is_autocast_and_leaves_batches_in_float32(tmp_path: Path) -> None:
     train(tmp_path, ToyTask(module), precision="bf16", total=3)
     assert module.forwards == [(True, torch.float32)] * 3
     assert module.student[0].weight.dtype == torch.float32
+
+
+def test_fp16_drops_what_overflows_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scaler's path, on the CPU: a step whose gradient overflows is skipped by weights and teacher."""
+    monkeypatch.setattr(device, "dtype_of", lambda precision, device: torch.float16)
+    module, snapshots = fresh(), []
+
+    def before(step: int) -> None:
+        snapshots.append(copy.deepcopy((module.student.state_dict(), module.teacher.state_dict())))
+        module.spoil = {"gradient": 1.0} if step == 6 else {}
+
+    task = ToyTask(module, before)
+    train(tmp_path, task)
+    kept = [float(ok) for _, ok in task.seen]
+    assert kept[6] == 0 and kept[7:] == [1.0] * 13
+    for part in range(2):
+        for name in ("0.weight", "3.bias"):
+            assert torch.equal(snapshots[6][part][name], snapshots[7][part][name])
+            assert not torch.equal(snapshots[7][part][name], snapshots[8][part][name])
+    scaler = checkpoint.load(checkpoint.found(tmp_path / "checkpoints")[0])["scaler"]
+    assert scaler["scale"] == 2.0**16 / 2 ** kept.count(0.0)
+
+
+def test_fp16_that_always_overflows_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "dtype_of", lambda precision, device: torch.float16)
+    module = fresh()
+    module.spoil = {"gradient": 1.0}
+    with pytest.raises(Diverged, match="every gradient overflows fp16"):
+        train(tmp_path, ToyTask(module), total=60, save_every=100)
 
 
 def test_compile_reaches_the_named_submodules_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
@@ -61,10 +61,10 @@ SAVE = torch.save
 
 def run(path: Path, resume: bool, pause: float) -> None:
     torch.set_num_threads(1)
-    sys.stderr = Path(os.devnull).open("w")
     torch.save = slow_to_save
     task = ToyTask(fresh(), lambda step: time.sleep(pause))
-    train(path, task, total=TOTAL, resume=resume, save_every=6, log_every=4)
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        train(path, task, total=TOTAL, resume=resume, save_every=6, log_every=4)
 
 
 def state(path: Path) -> dict[str, Any]:
@@ -178,7 +178,6 @@ def free_port() -> int:
 def rank(path: Path, number: int, world: int, port: int, norm: bool, accumulate: int) -> None:
     """One process as torchrun starts it."""
     torch.set_num_threads(1)
-    sys.stderr = path.with_suffix(f".{number}.log").open("w")
     os.environ |= {
         "RANK": str(number),
         "LOCAL_RANK": str(number),
@@ -189,7 +188,8 @@ def rank(path: Path, number: int, world: int, port: int, norm: bool, accumulate:
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "test",
     }
-    joint(path, norm, number, world, accumulate)
+    with path.with_suffix(f".{number}.log").open("w") as log, contextlib.redirect_stderr(log):
+        joint(path, norm, number, world, accumulate)
 
 
 def joint(path: Path, norm: bool, number: int = 0, world: int = 1, accumulate: int = 1) -> None:
