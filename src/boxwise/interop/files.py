@@ -67,7 +67,7 @@ class Weights:
 
 
 def save_weights(folder: Path, modules: Mapping[str, nn.Module], config: Mapping[str, Any]) -> Path:
-    """Writes `modules` (backbone, where trained fpn and head) and what a detector must know; returns `folder`.
+    """Writes `modules` (backbone, where trained fpn and head) and what a detector must know.
 
     Names are those of torchvision's Faster R-CNN, so `torchvision_model.load_state_dict(load_file(...),
     strict=False)` works without boxwise.
@@ -89,7 +89,7 @@ def write_state(folder: Path, state: State, config: Mapping[str, Any]) -> Path:
 
 
 def load_weights(path: Path | str) -> Weights:
-    """Reads backbone, FPN and box head: from a run or export folder, or a file of ours, torchvision's or timm's.
+    """Reads backbone, FPN and box head: a run or export folder, or a file of ours, torchvision's or timm's.
 
     Classifier layers are dropped. Pickles are read without running any code in them. Raises ValueError for
     what cannot be read, or holds numbers that are not finite.
@@ -120,9 +120,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file}: holds no weights; weights are {ACCEPTED}")
     bad = [n for n, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
-        raise ValueError(
-            f"{file}: {len(bad)} tensors hold numbers that are not finite, the first is {bad[0]}"
-        )
+        raise ValueError(f"{file}: {len(bad)} tensors are not finite, the first is {bad[0]}")
     return state
 
 
@@ -156,7 +154,8 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
             "Save its state_dict alone, best as .safetensors"
         ) from None
     except (RuntimeError, EOFError, OSError, KeyError) as error:
-        raise ValueError(f"{file}: cannot be read as weights ({str(error).splitlines()[0]})") from None
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{file}: cannot be read as weights ({why})") from None
     for nest in NESTS:
         if isinstance(value, dict) and isinstance(value.get(nest), dict):
             value = value[nest]
