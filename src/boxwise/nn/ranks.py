@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def synchronise(module: nn.Module, device: torch.device | str | None = None) -> 
     if world() == 1:
         return module
     if device is None:
-        device = next(module.parameters()).device
+        device = next((t.device for t in chain(module.parameters(), module.buffers())), "cpu")
     if torch.device(device).type != "cpu":
         from timm.layers.norm_act import convert_sync_batchnorm  # knows norms with an activation inside
 
@@ -230,7 +231,10 @@ def _groups(images: int) -> int:
     return max(1, min(GROUPS, images // GROUP))
 
 
-def _each(change: Callable[[Tensor], Tensor], view: View, boxes: BoxesAt) -> tuple[View, BoxesAt]:
+AnyBoxes = Tensor | Mapping[str, Tensor] | None  # of as many images as `change` leaves
+
+
+def _each(change: Callable[[Tensor], Tensor], view: View, boxes: AnyBoxes) -> tuple[View, AnyBoxes]:
     """`change` of every tensor of a view and its boxes."""
     objects = None if view.objects is None else change(view.objects)
     view = View(change(view.image), change(view.crop), change(view.flip), objects)
