@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from boxwise.data.targets import Labelled, open_labelled
-from torchvision.io import write_png
+from PIL import Image
 
 SIZES = ((90, 120), (128, 128), (64, 200), (150, 70), (128, 96), (31, 40))
 CATEGORIES = ({"id": 3, "name": "green"}, {"id": 7, "name": "red"})
@@ -38,7 +38,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
     images, annotations = [], []
     for i, (height, width) in enumerate(SIZES):
         picture, boxes = draw(i)
-        write_png(picture, str(root / f"{i}.png"))
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(root / f"{i}.png")
         images.append({"id": 100 + 11 * i, "file_name": f"{i}.png", "height": height, "width": width})
         annotations += [
             {**box, "id": len(annotations) + n + 1, "image_id": 100 + 11 * i} for n, box in enumerate(boxes)

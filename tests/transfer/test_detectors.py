@@ -10,7 +10,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from boxwise.interop.files import load_weights, save_weights
 from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.heads import box_head
-from boxwise.transfer.detectors import DetectorConfig, adapted, build_detector, parts
+from boxwise.transfer.detectors import DetectorConfig, build_detector, parts
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = {"backbone": "resnet18", "fpn_channels": 32, "min_size": 96, "max_size": 160}
@@ -178,9 +178,10 @@ def test_frozen_stages_of_timm_backbones() -> None:
         ".".join(n.split(".")[:2]) for n, p in model.backbone.body.named_parameters() if not p.requires_grad
     }
     assert fixed == {"conv_stem.weight", "blocks.0", "blocks.1"}
-    assert [n for n, m in model.backbone.body.named_modules() if isinstance(m, nn.BatchNorm2d)][
-        0
-    ] == "blocks.2.0.bn1"
+    assert (
+        next(n for n, m in model.backbone.body.named_modules() if isinstance(m, nn.BatchNorm2d))
+        == "blocks.2.0.bn1"
+    )
 
 
 def running(model: FasterRCNN) -> dict[str, torch.Tensor]:
@@ -325,16 +326,3 @@ def test_problems_are_named() -> None:
     assert not [*DetectorConfig(frozen_stages=2).problems(pretrained=True)]
     assert "random weights" in next(DetectorConfig(norm="frozen").problems(pretrained=False))
     assert not [*DetectorConfig().problems(pretrained=False)]
-
-
-def test_the_detector_follows_the_weights_card() -> None:
-    card = {"encoder": {"backbone": "resnet34", "fpn": True, "fpn_channels": 64, "fpn_norm": "none"}}
-    whole = adapted(DetectorConfig(), card, parts=("backbone", "fpn"), given=())
-    assert (whole.backbone, whole.fpn_channels, whole.fpn_norm) == ("resnet34", 64, "none")
-    bare = adapted(DetectorConfig(), card, parts=("backbone",), given=())
-    assert (bare.backbone, bare.fpn_channels) == ("resnet34", 256)
-    assert adapted(DetectorConfig(), {}, parts=("backbone",), given=()) == DetectorConfig()
-    with pytest.raises(
-        ValueError, match=r"detector\.backbone: the weights were trained with resnet34, got resnet50"
-    ):
-        adapted(DetectorConfig(), card, parts=("backbone",), given={"detector.backbone"})

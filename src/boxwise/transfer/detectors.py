@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -179,23 +178,3 @@ def stage_ends(encoder: Encoder) -> list[str]:
         return ["layer1", "layer2", "layer3", "layer4"]
     last = dict(zip(info.reduction(), info.module_name(), strict=True))
     return [last[stride] for stride in (4, 8, 16, 32)]
-
-
-def adapted(
-    config: DetectorConfig, card: Mapping[str, Any], *, parts: Collection[str], given: Collection[str]
-) -> DetectorConfig:
-    """`config` with the backbone, and where it was pretrained the FPN, that the weights' config.json names.
-
-    Raises ValueError where a key that the user gave, as `detector.backbone`, says otherwise.
-    """
-    encoder = card.get("encoder", {})
-    fields = ["backbone", *(["fpn_channels", "fpn_norm"] if "fpn" in parts else [])]
-    taken = {key: encoder[key] for key in fields if key in encoder}
-    clashes = [
-        f"detector.{key}: the weights were trained with {value}, got {getattr(config, key)}"
-        for key, value in taken.items()
-        if f"detector.{key}" in given and value != getattr(config, key)
-    ]
-    if clashes:
-        raise ValueError("\n".join(clashes))
-    return replace(config, **taken)
