@@ -73,12 +73,11 @@ def make_run(
         "recipe": "faster_rcnn_fpn",
         "command": ["boxwise", kind, "--out", "my run"],
         "seed": seed,
-        "data": {"images": 100, "fingerprint": f"f{seed}"},
+        "data": {"images": 100, "fingerprint": f"f{seed}", "test_images": 300, "weights": weights},
         "versions": {"torch": "2.15.0"},
         "hardware": {"cpu": "Some CPU", "cores": 2, "gpus": []},
         "started": "2026-01-02T03:04:05+00:00",
         "seconds": 312.0,
-        "weights": weights,
     }
     (path / "run.json").write_text(json.dumps(stated | (facts or {})))
     settings = {"name": "faster_rcnn_fpn", "optim": {"lr": lr}, "run": {"seed": seed, "log_every": seed + 1}}
@@ -105,7 +104,9 @@ def test_the_gain_is_of_the_twin_that_shares_all_else(tmp_path: Path) -> None:
     good = make_run(tmp_path / "good", ap=15.25, weights="scrl/export")
     make_run(tmp_path / "rate", ap=3.0, lr=0.1)
     make_run(tmp_path / "seed", ap=4.0, seed=7)
-    make_run(tmp_path / "data", ap=5.0, facts={"data": {"images": 100, "fingerprint": "other"}})
+    make_run(
+        tmp_path / "data", ap=5.0, facts={"data": {"images": 100, "fingerprint": "other", "test_images": 300}}
+    )
     found = pairs(read_runs(sorted(p for p in tmp_path.iterdir())))
     assert [(p.random.path, p.pretrained.path, p.gain()) for p in found] == [(random, good, 5.25)]
     assert found[0].gain("AP50") == 10.5 and found[0].gain("APs") is None
@@ -114,6 +115,24 @@ def test_the_gain_is_of_the_twin_that_shares_all_else(tmp_path: Path) -> None:
     assert "1\u202f512" in text and "scrl/export" in text
     alone = page_of(tmp_path, tmp_path / "rate", good)
     assert "+12" not in alone.text and "15.25" in alone.text
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "wanted"),
+    [
+        ("facts", "scrl/export", "scrl/export"),
+        ("facts", {"path": "x.pth", "share": 1}, "x.pth"),
+        ("config", "scrl/export", "scrl/export"),
+        ("facts", "random", None),
+        ("facts", None, None),
+    ],
+)
+def test_weights_are_found_wherever_a_run_states_them(
+    tmp_path: Path, place: str, value: Any, wanted: str | None
+) -> None:
+    """Breaks if a pretrained run passes for a random one, and becomes what others are held against."""
+    stated: dict[str, Any] = {place: {"weights": value}}
+    assert read_runs([make_run(tmp_path / "r", **stated)])[0].weights == wanted
 
 
 def test_settings_that_move_no_figure_do_not_part_twins(tmp_path: Path) -> None:
@@ -201,7 +220,7 @@ def test_nothing_from_a_run_folder_becomes_markup(tmp_path: Path) -> None:
             "command": ["boxwise", EVIL],
             "error": EVIL,
             "seed": EVIL,
-            "data": {EVIL: EVIL},
+            "data": {EVIL: EVIL, "weights": EVIL},
             "versions": {EVIL: EVIL},
             "hardware": {"cpu": EVIL, EVIL: [EVIL]},
             "recipe": {EVIL: EVIL},

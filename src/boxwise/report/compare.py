@@ -82,9 +82,7 @@ def differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[Any]]]:
 def _key(run: RunRecord, *, seeded: bool) -> str:
     """All that two runs must share. Another seed draws other labels, so the data has another fingerprint."""
     config = {k: v for k, v in flat(run.config) if k not in FREE and (seeded or k != "run.seed")}
-    data = run.facts.get("data")
-    if isinstance(data, dict):
-        data = {k: v for k, v in data.items() if k != "weights" and (seeded or k == "images")}
+    data = {k: v for k, v in run.data.items() if k != "weights" and (seeded or k.endswith("images"))}
     return _canonical([run.kind, config, data, run.seed if seeded else None, run.results.get("images")])
 
 

@@ -73,7 +73,8 @@ def _rows(run: RunRecord) -> Iterator[tuple[str, str]]:
     yield "seed", leaf(known.get("seed", ...))
     yield "started", leaf(known.get("started", ...))
     yield "took", _duration(known.get("seconds"))
-    for prefix, part in (("data", known.get("data", {})), ("", known.get("hardware", {}))):
+    data = {key: value for key, value in run.data.items() if key != "weights"}
+    for prefix, part in (("data", data), ("", known.get("hardware", {}))):
         for key, value in flat(part):
             yield f"{prefix} {key}".strip().replace("_", " "), leaf(value)
     yield "versions", escape(", ".join(f"{k} {_plain(v)}" for k, v in flat(known.get("versions", {})) if k))

@@ -53,13 +53,19 @@ class RunRecord:
         return str(self.facts["kind"])
 
     @property
+    def data(self) -> dict[str, Any]:
+        """What the run recorded about its images."""
+        stated = self.facts.get("data")
+        return stated if isinstance(stated, dict) else {}
+
+    @property
     def seed(self) -> Any:
         return self.facts.get("seed")
 
     @property
     def weights(self) -> str | None:
         """What a detector started from, as the run recorded it; None for random weights."""
-        given = self.facts.get("weights") or self.config.get("weights")
+        given = self.data.get("weights") or self.facts.get("weights") or self.config.get("weights")
         if isinstance(given, dict):
             given = given.get("path") or given.get("name") or "unnamed"
         return None if given in (None, "", "random") else str(given)
