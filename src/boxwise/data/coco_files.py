@@ -1,4 +1,4 @@
-"""Where COCO keeps what (annotations/instances_train2017.json, train2017/), and what files a json may name."""
+"""Where COCO keeps what (annotations/instances_train2017.json, train2017/); the files a json may name."""
 
 from __future__ import annotations
 

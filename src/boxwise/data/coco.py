@@ -1,0 +1,224 @@
+"""A COCO json as arrays, each annotation checked: boxes in xyxy, categories as labels 1..C."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+from numpy.typing import NDArray
+
+from boxwise.data.coco_files import Json, check_names, entries, read_json
+from boxwise.data.decode import BadImage, read_header
+from boxwise.data.names import Names
+from boxwise.data.orientation import upright_size
+from boxwise.data.problems import Problems
+
+FEW = 1000
+"""Empty boxes are left out while fewer than one annotation in so many has one: COCO's train2017 holds two."""
+XYWH = "a bbox is [x, y, width, height] in pixels"
+SLACK = 1.0
+"""Pixels that a box may reach over the edge, by rounding, before its being clipped is worth a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """One kind of thing; `id` is the json's own."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Annotated:
+    """All images and boxes of one json. Annotations are grouped by image, in the json's order within each."""
+
+    file: Path
+    digest: str
+    folder: Path
+    categories: tuple[Category, ...]
+    """By id; the label of categories[k] is k + 1."""
+    names: Names
+    ids: Int64[np.ndarray, " n"]
+    sizes: Int64[np.ndarray, "n 2"]
+    """Width and height that boxes refer to: the json's."""
+    first: Int64[np.ndarray, " n_and_1"]
+    """Annotations first[i] to first[i + 1] are those of image i."""
+    boxes: Float32[np.ndarray, "m 4"]
+    """Clipped to their images."""
+    labels: Int64[np.ndarray, " m"]
+    areas: Float32[np.ndarray, " m"]
+    crowd: Bool[np.ndarray, " m"]
+    rows: Int64[np.ndarray, " m"]
+    """Place of each annotation in the json's list."""
+
+
+def read_annotated(file: Path, folder: Path, *, categories: Sequence[Category] | None = None) -> Annotated:
+    """Reads and checks `file`, whose images lie below `folder`.
+
+    With `categories`, labels follow them instead of the json's own, which must then be among them. Raises one
+    ValueError that lists everything wrong: entries that lack values, file names that lead out, missing files,
+    doubled ids, annotations of unknown images or categories, and boxes that are empty, inverted or outside.
+    """
+    raw, digest = read_json(file)
+    images = entries(raw, file, "images", id=int, file_name=str)
+    annotations = entries(raw, file, "annotations", image_id=int, category_id=int, bbox=list)
+    own = [Category(c["id"], c["name"]) for c in entries(raw, file, "categories", id=int, name=str)]
+    if not images or not annotations or not own:
+        lacking = "images" if not images else "annotations" if not annotations else "categories"
+        raise ValueError(f'{file}: "{lacking}" is empty; a detector needs images with boxes and categories')
+    problems = Problems(file)
+    _check_unique("images", [image["id"] for image in images], problems)
+    _check_unique("categories", [c.id for c in own], problems)
+    known = _agreed(own, categories, problems)
+    names = [image["file_name"] for image in images]
+    check_names(names, folder, problems)
+    problems.check()  # sizes may have to be read from the files
+    sizes = np.array([_size(image, folder, problems) for image in images], dtype=np.int64)
+    image_of, label_of = _linked(raw, own, known, problems)
+    rows, boxes = _boxes(raw, image_of, sizes, problems)
+    problems.check()
+    order = rows[np.argsort(image_of[rows], kind="stable")]
+    areas, crowd = _areas_and_crowds(annotations, order, boxes)
+    return Annotated(
+        file=file,
+        digest=digest,
+        folder=folder,
+        categories=tuple(known),
+        names=Names.of(names),
+        ids=np.array([image["id"] for image in images], dtype=np.int64),
+        sizes=sizes,
+        first=np.concatenate([[0], np.cumsum(np.bincount(image_of[order], minlength=len(images)))]),
+        boxes=boxes[order],
+        labels=label_of[order],
+        areas=areas,
+        crowd=crowd,
+        rows=order,
+    )
+
+
+def _check_unique(key: str, ids: list[int], problems: Problems) -> None:
+    seen: set[int] = set()
+    for number in ids:
+        if number in seen:
+            problems.add(f'ids used twice in "{key}"', str(number), mend="number them anew")
+        seen.add(number)
+
+
+def _agreed(own: list[Category], wanted: Sequence[Category] | None, problems: Problems) -> list[Category]:
+    if wanted is None:
+        return sorted(own, key=lambda category: category.id)
+    for category in own:
+        if category not in wanted:
+            mend = "use one list of categories in all jsons of a data set"
+            problems.add("categories unknown to the detector", f"{category.id} {category.name}", mend=mend)
+    return list(wanted)
+
+
+def _size(image: Json, folder: Path, problems: Problems) -> tuple[int, int]:
+    """What the json says; where it says nothing, the upright size of the file."""
+    width, height = image.get("width"), image.get("height")
+    if _is_length(width) and _is_length(height):
+        return int(width), int(height)
+    try:
+        header = read_header(folder / image["file_name"])
+    except BadImage as bad:
+        mend = 'mend the files, or state "width" and "height"'
+        problems.add("images of unknown size", str(bad), mend=mend)
+        return 1, 1
+    return upright_size(header.width, header.height, header.orientation)
+
+
+def _is_length(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float) and value >= 1 and value == math.floor(value)
+
+
+def _linked(
+    raw: Json, own: list[Category], known: list[Category], problems: Problems
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Image row and label of each annotation, -1 and 0 where there is none."""
+    image_row = {image["id"]: row for row, image in enumerate(raw["images"])}
+    stated = {category.id for category in own}
+    label = {category.id: k for k, category in enumerate(known, start=1) if category.id in stated}
+    image_of = [image_row.get(a["image_id"], -1) for a in raw["annotations"]]
+    label_of = [label.get(a["category_id"], 0) for a in raw["annotations"]]
+    some = ", ".join(f"{category.id} {category.name}" for category in known[:5])
+    add = f'add it to "categories" (known: {some}{", ..." if len(known) > 5 else ""})'
+    for row, (image, category) in enumerate(zip(image_of, label_of, strict=True)):
+        annotation = raw["annotations"][row]
+        if image < 0:
+            example = f"annotation {annotation.get('id', row)} is of image {annotation['image_id']}"
+            problems.add('annotations of images not in "images"', example, mend="add or remove them")
+        if category == 0:
+            example = f"annotation {annotation.get('id', row)} is of category {annotation['category_id']}"
+            problems.add('annotations of categories not in "categories"', example, mend=add)
+    return np.array(image_of, dtype=np.int64), np.array(label_of, dtype=np.int64)
+
+
+def _boxes(
+    raw: Json, image_of: NDArray[np.int64], sizes: NDArray[np.int64], problems: Problems
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Rows whose boxes can be used, and xyxy boxes of all rows clipped to their images."""
+
+    def tell(row: np.intp) -> str:
+        annotation, image = raw["annotations"][row], raw["images"][image_of[row]]
+        return f"annotation {annotation.get('id', row)} of {image['file_name']} {annotation['bbox']}"
+
+    x, y, w, h = _numbers([a["bbox"] for a in raw["annotations"]]).T
+    boxes = np.stack([x, y, x + w, y + h], axis=1).astype(np.float32)
+    clipped = np.clip(boxes, 0, np.tile(sizes[image_of], 2).astype(np.float32))
+    wrong = ~np.isfinite(boxes).all(axis=1)
+    inverted = (w < 0) | (h < 0)
+    empty = ~wrong & ~inverted & _flat(boxes)
+    outside = ~wrong & ~inverted & ~empty & (image_of >= 0) & _flat(clipped)
+    fine = ~(wrong | inverted | empty | outside | (image_of < 0))
+    few = empty.sum() * FEW <= len(boxes)
+    for what, where, mend in (
+        ("boxes that are not four numbers", wrong, XYWH),
+        ("inverted boxes (negative width or height)", inverted, XYWH),
+        ("empty boxes (no width or no height)", empty & ~few, "remove or redraw them"),
+        ("boxes outside their image", outside, f"{XYWH} of an image as large as the json says"),
+    ):
+        for row in np.flatnonzero(where):
+            problems.add(what, tell(row), mend=mend)
+    for what, where in (
+        ("empty boxes are left out", empty & few),
+        ("boxes reach over the edge and are clipped", fine & (np.abs(boxes - clipped).max(axis=1) > SLACK)),
+    ):
+        if where.any():
+            first = tell(np.flatnonzero(where)[0])
+            warnings.warn(f"{problems.path}: {where.sum()} {what} (the first: {first})", stacklevel=3)
+    return np.flatnonzero(~empty), clipped
+
+
+def _flat(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
+    return np.asarray((boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1]))
+
+
+def _numbers(listed: list[list[Any]]) -> NDArray[np.float64]:
+    """(m, 4), a row of NaN for whatever is not four numbers."""
+    try:
+        array = np.array(listed)
+    except ValueError:  # lists of unlike lengths
+        array = np.empty(0)
+    if array.shape == (len(listed), 4) and array.dtype.kind in "iuf":
+        return array.astype(np.float64)
+    good = [len(b) == 4 and all(type(value) in (int, float) for value in b) for b in listed]
+    rows = [b if ok else [math.nan] * 4 for b, ok in zip(listed, good, strict=True)]
+    return np.array(rows, dtype=np.float64)
+
+
+def _areas_and_crowds(
+    annotations: list[Json], rows: NDArray[np.int64], boxes: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """A stated area is that of the outline; where none is stated, the box's counts."""
+    own = (boxes[rows, 2:] - boxes[rows, :2]).prod(axis=1)
+    stated = [annotations[row].get("area") for row in rows]
+    areas = [area if type(area) in (int, float) else box for area, box in zip(stated, own, strict=True)]
+    crowd = [bool(annotations[row].get("iscrowd")) for row in rows]
+    return np.array(areas, dtype=np.float32), np.array(crowd, dtype=np.bool_)

@@ -1,0 +1,163 @@
+"""Labelled images for detectors, from a COCO root or a COCO json, in upright pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor
+
+from boxwise.data.coco import Annotated, Category, read_annotated
+from boxwise.data.coco_files import Json, coco_split, image_folder, is_coco_root
+from boxwise.data.decode import decode_oriented
+from boxwise.data.ground_truth import ground_truth, turn_of
+from boxwise.data.orientation import upright_boxes, upright_size
+from boxwise.data.sources import fingerprint, refuse_unreadable
+from boxwise.shapes import Picture
+
+__all__ = ["Category", "Labelled", "Labels", "choose", "open_labelled"]
+
+LABELLED = (
+    "--data takes a COCO root (annotations/instances_train*.json with train*/, val likewise), or FILE.json "
+    "with --images DIR and --val FILE.json"
+)
+CHOICE = 0x1ABE15
+"""Keeps the draw of a share of the labels apart from others of the same seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What is known of one picture."""
+
+    boxes: Float[Tensor, "N 4"]
+    """xyxy in pixels of the upright picture, inside it, never empty."""
+    labels: Int[Tensor, " N"]
+    """1 and up; label k is categories[k - 1]."""
+    area: Float[Tensor, " N"]
+    """Of the outline where the json states it, else of the box."""
+    crowd: Bool[Tensor, " N"]
+    """One box around many things: to be ignored, neither learned nor counted."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labelled:
+    """Pictures with boxes, all or some of one json. Cheap to send to worker processes."""
+
+    table: Annotated
+    index: Int64[np.ndarray, " n"]
+    """Rows of `table` in this set."""
+    max_value: int | None = None
+    """The white of 16-bit images."""
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """By id; the label of categories[k] is k + 1."""
+        return self.table.categories
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, index: int) -> tuple[Picture, Labels]:
+        """Raises BadImage where the file gives no picture, or one that is not of the json's size."""
+        row = int(self.index[index])
+        path = self.path(index)
+        picture, orientation = decode_oriented(path, max_value=self.max_value)
+        stored = upright_size(picture.shape[2], picture.shape[1], orientation)
+        width, height = (int(v) for v in self.table.sizes[row])
+        turn = turn_of(path, (width, height), stored, orientation)
+        found = slice(self.table.first[row], self.table.first[row + 1])
+        boxes = upright_boxes(self.table.boxes[found], turn, width=width, height=height)
+        arrays = boxes, self.table.labels[found], self.table.areas[found], self.table.crowd[found]
+        return picture, Labels(*(torch.from_numpy(np.array(a)) for a in arrays))
+
+    def name(self, index: int) -> str:
+        """As in the json, relative to the folder of images."""
+        return self.table.names[int(self.index[index])]
+
+    def path(self, index: int) -> Path:
+        return self.table.folder / self.name(index)
+
+    def image_id(self, index: int) -> int:
+        """The json's own."""
+        return int(self.table.ids[self.index[index]])
+
+    def coco(self) -> Json:
+        """Ground truth of these images as a COCO json for evaluators, outlines and keypoints included.
+
+        Reads the json again, and the head of every image. Raises ValueError if the json has changed since.
+        """
+        return ground_truth(self.table, self.index)
+
+    def fingerprint(self) -> str:
+        """Changes with the json, with the choice of images, and with names and sizes of files."""
+        digest = hashlib.blake2b(self.table.digest.encode(), digest_size=16)
+        digest.update(self.index.tobytes())
+        digest.update(fingerprint(self.table.folder, self.table.names).encode())
+        return digest.hexdigest()
+
+    def subset(self, indices: Sequence[int] | Int64[np.ndarray, " k"]) -> Labelled:
+        """The images at these places of this set, in this order."""
+        return replace(self, index=self.index[np.asarray(indices, dtype=np.int64)])
+
+
+def open_labelled(
+    data: Path | str,
+    *,
+    split: Literal["train", "val"],
+    images: Path | str | None = None,
+    val: Path | str | None = None,
+    categories: Sequence[Category] | None = None,
+    max_value: int | None = None,
+) -> Labelled:
+    """One split of a COCO root; or the json `data` with its `images`, for the val split `val` if it is given.
+
+    Without `images` the files lie where COCO keeps them, or beside the json. With `categories` (a detector's
+    own) labels follow them, and a json that knows others is refused. Raises ValueError that lists all that is
+    wrong, each with its mend.
+    """
+    data = Path(data)
+    if is_coco_root(data):
+        if images is not None or val is not None:
+            raise ValueError(f"{data}: --images and --val go with --data FILE.json; {LABELLED}")
+        found = coco_split(data, split)
+        file, folder = found.file, found.folder
+    elif data.suffix.lower() == ".json":
+        file = Path(val) if split == "val" and val is not None else data
+        folder = image_folder(file, images)
+    else:
+        there = "no labels here" if data.exists() else "no such file or folder"
+        raise ValueError(f"{data}: {there}; {LABELLED}")
+    table = read_annotated(file, folder, categories=categories)
+    labelled = Labelled(table, np.arange(len(table.names), dtype=np.int64), max_value)
+    refuse_unreadable(file, len(labelled), labelled.path, max_value=max_value)
+    return labelled
+
+
+def choose(labelled: Labelled, labels: float | int | None, *, seed: int) -> Labelled:
+    """A share (a float up to 1.0) or a count (an int) of the images, drawn by `seed`; None: all.
+
+    For one seed a smaller choice lies within every larger one. The images keep their order. Raises ValueError
+    for more than there are, for less than one, and where no image drawn has a box.
+    """
+    if labels is None:
+        return labelled
+    total = len(labelled)
+    most = total if isinstance(labels, int) else 1
+    if isinstance(labels, bool) or not 0 < labels <= most:
+        raise ValueError(
+            f"labels is {labels}; pass a share above 0 and up to 1.0, or a count from 1 to {total}"
+        )
+    count = labels if isinstance(labels, int) else max(1, round(labels * total))
+    drawn = np.random.default_rng([CHOICE, seed]).permutation(total)[:count]
+    chosen = labelled.subset(np.sort(drawn))
+    if not np.diff(labelled.table.first)[chosen.index].any():
+        raise ValueError(
+            f"labels is {labels}; none of the {count} images drawn has a box: choose more of them"
+        )
+    return chosen
