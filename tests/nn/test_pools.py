@@ -22,6 +22,7 @@ def centres(boxes: Tensor) -> Tensor:
     return ((boxes[..., :2] + boxes[..., 2:]) / 2).flatten(0, 1)
 
 
+EIGHT = torch.tensor([[[0.0, 0, 32, 32]]])
 BOXES = torch.tensor([[[8.0, 12, 40, 20], [9, 9, 19, 45], [20, 20, 52, 52]]])
 
 
@@ -38,6 +39,15 @@ def test_without_alignment_it_pools_half_a_cell_further() -> None:
     """Breaks when `aligned` is ignored: SCRL's flag."""
     pooled = RegionPool("c2", 1, aligned=False)({"c2": ramp(4, 4)}, BOXES, 64)
     torch.testing.assert_close(pooled.flatten(1), centres(BOXES) + 2)
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 1, 2])
+def test_each_bin_averages_as_many_points_as_asked(sampling_ratio: int) -> None:
+    """Breaks when `sampling_ratio` is dropped on the way: features of large boxes change."""
+    column = torch.tensor([0.0, 1, 0, 0, 0, 0, 0, 0]).expand(1, 1, 8, 8)
+    pooled = RegionPool("c3", 1, aligned=True, sampling_ratio=sampling_ratio)({"c3": column}, EIGHT, 64)
+    points = {0: [0.5, 1.5, 2.5, 3.5], 1: [2.0], 2: [1.0, 3.0]}[sampling_ratio]  # cells from the left edge
+    assert pooled.item() == pytest.approx(sum(max(0, 1 - abs(x - 1.5)) for x in points) / len(points))
 
 
 def test_a_view_that_is_not_square_has_two_strides() -> None:
