@@ -1,0 +1,63 @@
+"""Encoders for tests: one that is small, and one that shows the image itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+from torchvision.ops import FeaturePyramidNetwork
+
+from boxwise.nn.encoder import LEVELS, Encoder
+
+
+class TinyBody(nn.Module):
+    """Five strided convolutions with BatchNorm; the maps of the last four."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(inputs, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+            for inputs in (3, width, width, width, width)
+        )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        maps = [image]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[2:]
+
+
+class TinyEncoder(Encoder):
+    """c2 to c5 and, with `fpn`, p2 to p5, all of `width` channels."""
+
+    def __init__(self, width: int = 8, *, fpn: bool = False) -> None:
+        nn.Module.__init__(self)
+        self.body = TinyBody(width)
+        self.fpn = FeaturePyramidNetwork([width] * 4, width, norm_layer=nn.BatchNorm2d) if fpn else None
+        self.strides = LEVELS | ({f"p{n}": 2**n for n in range(2, 6)} if fpn else {})
+        self.channels = dict.fromkeys(self.strides, width)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        maps = dict(zip(LEVELS, self.body(image)))
+        above = {} if self.fpn is None else self.fpn(maps)
+        return maps | {name.replace("c", "p"): x for name, x in above.items()}
+
+
+class SeeThrough(Encoder):
+    """Maps that are the image itself, every level coarser by one: a pooled box reads its own source x and y.
+
+    Pixel j is the source at j + 1/2 for pools that are aligned, and at j for those that are not.
+    """
+
+    def __init__(self, *, aligned: bool) -> None:
+        nn.Module.__init__(self)
+        self.body, self.fpn, self.aligned = nn.Identity(), None, aligned
+        self.strides = {f"{kind}{n}": n - 1 for kind in "cp" for n in range(2, 6)} | {"c5": 1}
+        self.channels = dict.fromkeys(self.strides, 3)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        if not self.aligned:
+            right, down = image[..., :1, 1:2] - image[..., :1, :1], image[..., 1:2, :1] - image[..., :1, :1]
+            image = image - (right + down) / 2
+        image = image + torch.tensor([0.0, 0, 50])[:, None, None]  # a length that the loss cannot scale away
+        return {name: avg_pool2d(image, stride) for name, stride in self.strides.items()}
