@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from boxwise.geometry.views import View
+from boxwise.nn import ranks
 from boxwise.nn.ranks import AllReduceNorm, Shuffle, gather, rank, row_weight, synchronise, world
 
 
@@ -19,6 +21,23 @@ def test_alone_there_is_nothing_to_exchange() -> None:
     assert torch.equal(gather(x), x) and not gather(x).requires_grad
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     assert synchronise(network) is network and type(network[1]) is nn.BatchNorm1d
+
+
+@pytest.mark.parametrize(
+    ("device", "kinds"), [("cpu", [AllReduceNorm] * 2), ("cuda", [nn.SyncBatchNorm] * 2)]
+)
+def test_every_norm_is_joined_under_its_own_name(
+    device: str, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks when a norm is left out, a name changes, or the weights are no longer those of the optimiser."""
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(BatchNormAct2d(4)))
+    before = dict(network.named_parameters()) | dict(network.named_buffers())
+    assert synchronise(network, device) is network
+    assert isinstance(network[1], kind) and isinstance(network[2][0], kind)
+    after = dict(network.named_parameters()) | dict(network.named_buffers())
+    assert list(after) == list(before) and all(after[name] is before[name] for name in before)
+    assert isinstance(network[2][0].act, nn.ReLU)
 
 
 def test_row_weight_is_the_mean_over_kept_rows() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boxwise.nn.teacher import Teacher, cosine_momentum
+from boxwise.nn.teacher import Teacher, _approach, cosine_momentum
 
 
 def student() -> nn.Module:
@@ -37,6 +37,15 @@ def test_it_takes_one_minus_momentum_of_the_student(momentum: float, ok: float |
     for now, was, goal in zip(values(teacher.network), before, there):
         torch.testing.assert_close(now, was + share * (goal - was))
     assert ok != 0.0 or all(torch.equal(a, b) for a, b in zip(values(teacher.network), before))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.03, 1.0])
+def test_a_share_that_stays_on_the_device_moves_as_far(share: float) -> None:
+    """Breaks on a GPU alone: there nobody may read the flag."""
+    mine, theirs = ([torch.randn(3, 4), torch.randn(5)] for _ in range(2))
+    expected = [m + share * (t - m) for m, t in zip(mine, theirs)]
+    _approach(mine, theirs, torch.tensor(share))
+    torch.testing.assert_close(mine, expected)
 
 
 def test_it_shares_nothing_with_the_student_and_needs_no_gradient() -> None:

@@ -40,12 +40,10 @@ class Teacher(nn.Module):
         """
         mine: list[Tensor] = [*self.network.parameters()]
         theirs: list[Tensor] = [*student.parameters()]
-        if ok is None:
-            torch._foreach_lerp_(mine, theirs, 1 - momentum)
-            return
-        gap = torch._foreach_sub(theirs, mine)
-        torch._foreach_mul_(gap, ok * (1 - momentum))
-        torch._foreach_add_(mine, gap)
+        if ok is None or ok.device.type == "cpu":  # a CPU's flag is read for nothing
+            torch._foreach_lerp_(mine, theirs, (1 - momentum) * (1.0 if ok is None else float(ok)))
+        else:
+            _approach(mine, theirs, ok * (1 - momentum))
 
     @torch.no_grad()
     def copy(self, student: nn.Module) -> None:
@@ -63,6 +61,13 @@ class Teacher(nn.Module):
         for parameter in self.network.parameters():
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
+
+
+def _approach(mine: list[Tensor], theirs: list[Tensor], share: Scalar) -> None:
+    """A lerp whose weight stays on the device."""
+    gap = torch._foreach_sub(theirs, mine)
+    torch._foreach_mul_(gap, share)
+    torch._foreach_add_(mine, gap)
 
 
 def cosine_momentum(base: float, step: int, total: int) -> float:
