@@ -355,7 +355,7 @@ def test_a_batch_must_divide(tmp_path: Path) -> None:
 
 def test_draws_depend_on_the_place_alone() -> None:
     def draw(*place: int) -> tuple[float, ...]:
-        loop.seed_draws(*place)
+        loop.seed_draws(*place, device=torch.device("cpu"))
         return (float(torch.rand(())), loop.random.random(), float(loop.np.random.rand()))
 
     places = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]

@@ -20,6 +20,7 @@ from toy_task import ToyTask, batch_of, fresh, train
 
 from boxwise.engine import checkpoint
 from boxwise.engine.folder import read_json
+from boxwise.engine.guard import Diverged
 from boxwise.engine.metrics import read_rows
 
 TOTAL = 40
@@ -178,6 +179,12 @@ def free_port() -> int:
 def rank(path: Path, number: int, world: int, port: int, norm: bool, accumulate: int) -> None:
     """One process as torchrun starts it."""
     torch.set_num_threads(1)
+    as_torchrun(number, world, port)
+    with path.with_suffix(f".{number}.log").open("w") as log, contextlib.redirect_stderr(log):
+        joint(path, norm, number, world, accumulate)
+
+
+def as_torchrun(number: int, world: int, port: int) -> None:
     os.environ |= {
         "RANK": str(number),
         "LOCAL_RANK": str(number),
@@ -188,8 +195,6 @@ def rank(path: Path, number: int, world: int, port: int, norm: bool, accumulate:
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "test",
     }
-    with path.with_suffix(f".{number}.log").open("w") as log, contextlib.redirect_stderr(log):
-        joint(path, norm, number, world, accumulate)
 
 
 def joint(path: Path, norm: bool, number: int = 0, world: int = 1, accumulate: int = 1) -> None:
@@ -223,5 +228,49 @@ def test_two_ranks_equal_one_process_with_the_joint_batch(
         torch.testing.assert_close(together["module"][name], value, rtol=1e-10, atol=1e-12)
     rows = [read_rows(p / "metrics.jsonl") for p in (one, two)]
     for a, b in zip(*rows, strict=True):
-        for key in ("train/loss", "train/loss_near", "train/loss_far", "train/grad_norm"):
+        for key in (
+            "train/loss",
+            "train/loss_near",
+            "train/loss_far",
+            "train/grad_norm",
+            "train/ema_momentum",
+        ):
             assert a[key] == pytest.approx(b[key], rel=1e-5)
+
+
+def stumble(path: Path, number: int, port: int, how: str) -> None:
+    """Two ranks of which the second meets a NaN, or a SIGTERM, at its fifth step."""
+    torch.set_num_threads(1)
+    as_torchrun(number, 2, port)
+    module = fresh(norm=False)
+
+    def before(step: int) -> None:
+        if number == 1 and step == 4:
+            if how == "nan":
+                module.spoil = {"far": float("nan")}
+            else:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with path.with_suffix(f".{number}.log").open("w") as log, contextlib.redirect_stderr(log):
+        try:
+            train(path, ToyTask(module, before), total=12, log_every=6, save_every=100)
+        except Diverged as error:
+            print(error, file=log)
+            raise SystemExit(3) from None
+
+
+@pytest.mark.parametrize(("how", "code", "status"), [("nan", 3, "diverged"), ("term", 143, "interrupted")])
+def test_what_befalls_one_rank_ends_all(tmp_path: Path, how: str, code: int, status: str) -> None:
+    """Breaks when a rank goes on alone: the others would wait for it for ever."""
+    path, port = tmp_path / "run", free_port()
+    ranks = [start(stumble, path, number, port, how) for number in range(2)]
+    for process in ranks:
+        process.join(60)
+    logs = [(tmp_path / f"run.{number}.log").read_text() for number in range(2)]
+    assert [process.exitcode for process in ranks] == [code, code], logs
+    assert read_json(path / "run.json")["status"] == status
+    if how == "nan":
+        assert all("step 5: loss term far is nan" in log for log in logs)
+        assert checkpoint.found(path / "checkpoints") == []
+    else:
+        assert [p.name for p in checkpoint.found(path / "checkpoints")] == ["step-00000006.pt"]

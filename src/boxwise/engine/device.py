@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from boxwise.config import Run
 
@@ -105,12 +107,14 @@ def launch(run: Run) -> Fabric:
         precision = Autocast("bf16-mixed", device.type)
     elif dtype == torch.float16:
         precision = Autocast("16-mixed", device.type, torch.amp.GradScaler(device.type))
+    # A queue in the buffers must not travel each step; what must agree is synchronised where it is made.
+    known = inspect.signature(DistributedDataParallel).parameters
+    travel: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
     fabric = Fabric(
         accelerator=device.type,
         devices=local,
         num_nodes=nodes,
-        # A queue in the buffers must not travel each step; what must agree is synchronised where it is made.
-        strategy=DDPStrategy(broadcast_buffers=False) if local * nodes > 1 else "auto",
+        strategy=DDPStrategy(**travel) if local * nodes > 1 else "auto",
         plugins=[precision],
     )
     fabric.launch()

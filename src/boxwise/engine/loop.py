@@ -23,6 +23,7 @@ from boxwise.engine.journal import Journal
 from boxwise.engine.metrics import Clock, Meter, Row, fetch
 from boxwise.engine.optim import build_optimiser, learning_rate
 from boxwise.engine.signals import Stop
+from boxwise.nn.ranks import synchronise
 from boxwise.shapes import Scalar
 
 __all__ = ["Diverged", "Result", "Task", "device_of", "dtype_of", "fit"]
@@ -102,8 +103,6 @@ def fit(
 
     module = task.module
     if sync_norm and world > 1:
-        from boxwise.nn.ranks import synchronise
-
         synchronise(module, device)
     if run.channels_last:
         module.to(memory_format=torch.channels_last)
@@ -115,7 +114,11 @@ def fit(
     rate = partial(learning_rate, base=base, schedule=schedule, steps_per_epoch=steps_per_epoch, total=total)
     descent = build_optimiser(module, optimiser, lr=base, constant_lr=constant_lr)
     trained = [p for group in descent.param_groups for p in group["params"]]
-    guard, meter, alarm = Guard(device, scaled=scaler is not None), Meter(device), Alarm()
+    guard, meter, alarm = (
+        Guard(device, scaled=scaler is not None),
+        Meter(device),
+        Alarm(grace=max(100, total // 20)),
+    )
     training = checkpoint.Training(module, descent, scaler, meter)
     start, before = 0, 0.0
     if resume:
@@ -132,7 +135,7 @@ def fit(
                     load = next(feed, None)
                 if load is None:
                     raise ValueError(f"the data ended at step {step} of {total}")
-                seed_draws(run.seed, step, part, rank)
+                seed_draws(run.seed, step, part, rank, device=device)
                 batch = task.prepare(load, device)
                 clock.images += task.images(load)
                 with fabric.no_backward_sync(forward, enabled=part < run.accumulate - 1):
@@ -176,6 +179,7 @@ def fit(
                 meter.reset()
                 if (message := alarm.hear(done, row)) is not None:
                     journal.say(message)
+                    folder.record(alarm=message)
             code = stop.agreed(seen)
             if saves or code:
                 if folder.writes:
@@ -189,10 +193,17 @@ def fit(
     return Result(max(start, total), before + time.perf_counter() - begun, row)
 
 
-def seed_draws(seed: int, step: int, part: int, rank: int) -> None:
-    """Draws inside a step depend on its place in the run alone, so a resumed run makes the same ones."""
-    drawn = int(np.random.SeedSequence([seed, step, part, rank]).generate_state(1, np.uint64)[0])
-    torch.manual_seed(drawn >> 1)
+def seed_draws(*place: int, device: torch.device) -> None:
+    """Draws inside a step depend on its place in the run alone, so a resumed run makes the same ones.
+
+    Seeds only what the run draws from: torch.manual_seed also visits, and queues for, every other backend.
+    """
+    drawn = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
+    torch.default_generator.manual_seed(drawn >> 1)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(drawn >> 1)
+    elif device.type == "mps":
+        torch.mps.manual_seed(drawn >> 1)
     random.seed(drawn)
     np.random.seed(drawn % 2**32)
 
