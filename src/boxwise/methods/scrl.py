@@ -27,6 +27,7 @@ from boxwise.nn.heads import BOX_HEAD_WIDTH, box_head, projector
 from boxwise.nn.objectives import cosine_distance
 from boxwise.nn.pools import LevelBySize, Pool, RegionPool
 from boxwise.nn.ranks import row_weight
+from boxwise.nn.row_norm import only_kept
 from boxwise.nn.teacher import Teacher, cosine_momentum
 from boxwise.shapes import Scalar
 
@@ -110,10 +111,12 @@ class SCRL(Method):
     def losses(self, batch: Batch) -> dict[str, Scalar]:
         regions = self.regions(batch)
         views, boxes = join(*batch.views), torch.cat([regions.a, regions.b])
-        prediction = self.predictor(self.student(views, boxes)["box"])  # (2M, D): view 1, then view 2
-        here, there = self.teacher(views, boxes)["box"].chunk(2)
+        keep = regions.keep.repeat(2)
+        with only_kept(keep, self):  # images without boxes stay out of the projectors' BatchNorm
+            prediction = self.predictor(self.student(views, boxes)["box"])  # (2M, D): view 1, then view 2
+            here, there = self.teacher(views, boxes)["box"].chunk(2)
         target = torch.cat([there, here])  # row by row, the other view's
-        self.watch(prediction, target, regions.keep.repeat(2))
+        self.watch(prediction, target, keep)
         return {"box": cosine_distance(prediction, target, row_weight(regions.keep).repeat(2))}
 
     def after_step(self, step: int, total: int, *, ok: Scalar | None = None) -> None:

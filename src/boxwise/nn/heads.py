@@ -8,16 +8,21 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 
+from boxwise.nn.row_norm import RowNorm
+
 BOX_HEAD_WIDTH = 1024
 """Numbers per box that `box_head` gives."""
 
 
 def projector(inputs: int, hidden: int, outputs: int, *, last_bias: bool) -> nn.Sequential:
-    """The projector and the predictor of BYOL, SoCo and SCRL; SCRL's last layer has no bias."""
+    """The projector and the predictor of BYOL, SoCo and SCRL; SCRL's last layer has no bias.
+
+    Its BatchNorm sees the rows of all ranks, and leaves padding out where `only_kept` says which rows are.
+    """
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(inputs, hidden),
-        nn.BatchNorm1d(hidden),
+        RowNorm(hidden),
         nn.ReLU(inplace=True),
         nn.Linear(hidden, outputs, bias=last_bias),
     )

@@ -1,0 +1,97 @@
+"""BatchNorm of embeddings that leaves padding out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from boxwise.nn.ranks import world
+from boxwise.shapes import Embeddings, Keep
+
+
+class RowNorm(nn.Module):
+    """BatchNorm1d, names and all, whose statistics come from the rows that `only_kept` names, of all ranks.
+
+    Region batches have a fixed number of rows, and images whose views share too little fill theirs with
+    padding. The official codes leave those rows out before they project; here they weigh nothing instead, so
+    that shapes stay fixed and nobody waits for a count. Padding is normalised like any row.
+    """
+
+    weight: Float[Tensor, " D"]
+    running_mean: Float[Tensor, " D"]
+    running_var: Float[Tensor, " D"]
+    num_batches_tracked: Tensor
+    keep: Keep | None = None
+    """Set by `only_kept`; none: every row counts."""
+
+    def __init__(self, width: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
+
+    def forward(self, rows: Embeddings) -> Embeddings:
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        if not self.training or (self.keep is None and world() == 1):
+            seen, affine = (self.running_mean, self.running_var), (self.weight, self.bias)
+            return F.batch_norm(rows, *seen, *affine, self.training, self.momentum, self.eps)
+        x = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        kept = x.new_ones(len(x), 1) if self.keep is None else self.keep[:, None].to(x.dtype)
+        count = over_ranks(kept.sum())
+        mean = over_ranks((x * kept).sum(0)) / count.clamp(min=1)
+        centred = x - mean
+        var = over_ranks((centred.square() * kept).sum(0)) / count.clamp(min=1)
+        self._record(mean, var, count)
+        return (centred * (var + self.eps).rsqrt() * self.weight + self.bias).to(rows.dtype)
+
+    @torch.no_grad()
+    def _record(self, mean: Float[Tensor, " D"], var: Float[Tensor, " D"], count: Float[Tensor, ""]) -> None:
+        """Moves the running statistics, unless no row was kept."""
+        share = self.momentum * (count > 0)
+        unbiased = var * (count / (count - 1).clamp(min=1))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share.to(self.running_mean.dtype))
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share.to(self.running_var.dtype))
+
+
+@contextmanager
+def only_kept(keep: Keep, *modules: nn.Module) -> Iterator[None]:
+    """Inside, every RowNorm of `modules` is met by one row for each of `keep` and ignores those not kept."""
+    norms = [part for module in modules for part in module.modules() if isinstance(part, RowNorm)]
+    for norm in norms:
+        norm.keep = keep
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.keep = None
+
+
+def over_ranks(x: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    """The sum over all ranks, differentiable."""
+    return x if world() == 1 else _Sum.apply(x)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
