@@ -113,7 +113,9 @@ def test_zero_init_is_refused_where_it_would_be_ignored() -> None:
         build_encoder(EncoderConfig(backbone="convnext_atto", zero_init_last=True))
 
 
-def test_backbones_lists_torchvisions_first_and_each_once() -> None:
-    """Breaks when `boxwise list backbones` loses timm or names a network twice."""
+def test_backbones_lists_torchvisions_first_each_once_and_none_that_is_refused() -> None:
+    """Breaks when `boxwise list backbones` loses timm, repeats a name or offers a plain transformer."""
     names = backbones()
-    assert names[:4] == RESNETS and len(set(names)) == len(names) and "convnext_tiny" in names
+    assert names[:4] == RESNETS and len(set(names)) == len(names)
+    assert {"convnext_tiny", "mobilenetv3_large_100", "swin_tiny_patch4_window7_224"} <= set(names)
+    assert {"vit_tiny_patch16_224", "mixer_s16_224", "levit_128"}.isdisjoint(names)

@@ -23,9 +23,7 @@ def test_alone_there_is_nothing_to_exchange() -> None:
     assert synchronise(network) is network and type(network[1]) is nn.BatchNorm1d
 
 
-@pytest.mark.parametrize(
-    ("device", "kinds"), [("cpu", [AllReduceNorm] * 2), ("cuda", [nn.SyncBatchNorm] * 2)]
-)
+@pytest.mark.parametrize(("device", "kind"), [("cpu", AllReduceNorm), ("cuda", nn.SyncBatchNorm)])
 def test_every_norm_is_joined_under_its_own_name(
     device: str, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,45 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 LEVELS = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 """Names of a backbone's maps by their stride; p2 to p5 lie above them."""
 
+UNFIT = frozenset(
+    [
+        "beit",
+        "cait",
+        "convit",
+        "convmixer",
+        "crossvit",
+        "csatv2",
+        "deepseek_vit",
+        "deit",
+        "efficientvim",
+        "efficientvit_msra",
+        "eva",
+        "gemma4_vit",
+        "inception_resnet_v2",
+        "inception_v3",
+        "inception_v4",
+        "levit",
+        "mlp_mixer",
+        "naflexvit",
+        "nest",
+        "pit",
+        "qwen3_vit",
+        "sequencer",
+        "shvit",
+        "tnt",
+        "visformer",
+        "vision_transformer",
+        "vision_transformer_hybrid",
+        "vision_transformer_relpos",
+        "vision_transformer_sam",
+        "vitamin",
+        "volo",
+        "xception",
+        "xcit",
+    ]
+)
+"""timm's families without maps at strides 4 to 32, and four old ones whose convolutions eat the border."""
+
 Maps = dict[str, Float[Tensor, "B _C _h _w"]]
 
 
@@ -101,13 +140,11 @@ def build_encoder(config: EncoderConfig) -> Encoder:
 
 
 def backbones() -> tuple[str, ...]:
-    """All names that may be asked for: torchvision's ResNets, then timm's.
-
-    timm's plain transformers and the like are among them and are refused when built: no map at stride 4.
-    """
+    """All names that may be asked for: torchvision's ResNets, then timm's families that have a pyramid."""
     import timm  # takes half a second, and most runs need none of it
 
-    return (*RESNETS, *(name for name in timm.list_models() if name not in RESNETS))
+    refused = {name for family in UNFIT for name in timm.list_models(module=family)} | {*RESNETS}
+    return (*RESNETS, *(name for name in timm.list_models() if name not in refused))
 
 
 Widths = list[tuple[int, int]]  # stride and channels of each map that a body gives
