@@ -7,24 +7,20 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL.ImageFile import ImageFile
-from torchvision.io import decode_png
 
 WHITE = 65535
 DARK = 4096
 """A 16-bit image that stays below holds 12 bits or fewer: divided by 257 it is almost black."""
 OTHER_BYTE = {"16L": "16B", "16B": "16L", "16N": "16B" if sys.byteorder == "little" else "16L"}
-"""Samples read in the other order of bytes give the byte that PIL drops."""
+"""Orders of the two bytes of a sample in PIL's raw modes, and their opposites."""
 
 
-def deep_values(
-    image: ImageFile, data: bytearray, reopen: Callable[[], ImageFile]
-) -> NDArray[np.generic] | None:
+def deep_values(image: ImageFile, reopen: Callable[[], ImageFile]) -> NDArray[np.generic] | None:
     """Samples (H, W) or (H, W, 3) of an image of more than 8 bits, without alpha; None for other images.
 
-    `data` is the file that `image` was opened from and that `reopen` opens again.
+    `reopen` opens the same file again.
     """
     if image.mode.startswith("I") or image.mode == "F":
         image.load()  # which may turn it, and so change its size
@@ -32,11 +28,13 @@ def deep_values(
     raw = _raw_mode(image)
     if not raw.endswith(tuple(OTHER_BYTE)):
         return None
-    if image.format == "PNG":
-        samples = decode_png(torch.frombuffer(data, dtype=torch.uint8)).numpy()  # (C, H, W)
-        return np.moveaxis(samples[:3] if len(samples) > 2 else samples[[0, 0, 0]], 0, 2)
-    if image.format == "TIFF" and raw.startswith("RGB"):
-        return _both_bytes(image, reopen())
+    if raw == "LA;16B":  # as wide as four samples of 8 bits: both bytes of gray, both bytes of alpha
+        four = _read_as(image, "RGBA").astype(np.uint16)
+        return four[..., 0] << 8 | four[..., 1]
+    if raw.startswith("RGB"):
+        # PIL keeps the high byte of each sample; read in the other order of bytes, it keeps the low one.
+        low = _read_as(reopen(), raw[:-3] + OTHER_BYTE[raw[-3:]])
+        return (_read_as(image, raw).astype(np.uint16) << 8 | low)[..., :3]
     return None
 
 
@@ -47,15 +45,14 @@ def _raw_mode(image: ImageFile) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _both_bytes(image: ImageFile, again: ImageFile) -> NDArray[np.uint16]:
-    """PIL keeps the high byte of each sample; read in the other order of bytes, it keeps the low one."""
-    raw = _raw_mode(again)
-    swapped = raw[:-3] + OTHER_BYTE[raw[-3:]]
-    again.tile = [tile._replace(args=(swapped, *(tile.args or ())[1:])) for tile in again.tile]
+def _read_as(image: ImageFile, raw: str) -> NDArray[np.uint8]:
+    """Pixels of an image not yet loaded, its samples unpacked by another of PIL's raw modes."""
+    image.tile = [
+        tile._replace(args=raw if isinstance(tile.args, str) else (raw, *(tile.args or ())[1:]))
+        for tile in image.tile
+    ]
     image.load()
-    again.load()
-    high, low = np.asarray(image)[..., :3], np.asarray(again)[..., :3]
-    return high.astype(np.uint16) << 8 | low
+    return np.asarray(image)
 
 
 def to_eight_bits(values: NDArray[np.generic], *, max_value: int | None, folder: str) -> NDArray[np.uint8]:
