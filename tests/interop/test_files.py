@@ -168,7 +168,7 @@ def test_a_pickle_that_runs_code_is_refused_unread(tmp_path: Path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "evil.pth"
     if whole:
-        file.write_bytes(pickle.dumps(Bomb()))
+        file.write_bytes(pickle.dumps(Bomb(), protocol=2))
     else:
         torch.save({"conv1.weight": torch.ones(2), "extra": Bomb()}, file)
     with pytest.raises(ValueError, match=r"evil\.pth: is no file of plain tensors; a pickle may run code"):

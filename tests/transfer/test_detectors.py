@@ -314,9 +314,10 @@ def test_boxes_stay_exact_in_bfloat16() -> None:
             maps = model.backbone(images.tensors)
             anchors.append(model.rpn.anchor_generator(images, [*maps.values()])[0])
             proposals, _ = model.rpn(images, maps)
-            dtypes.append(proposals[0].dtype)
+            found, _ = model.roi_heads(maps, proposals, images.image_sizes)
+            dtypes += [proposals[0].dtype, found[0]["boxes"].dtype, found[0]["scores"].dtype]
     assert maps["0"].dtype == torch.bfloat16
-    assert torch.equal(*anchors) and dtypes == [torch.float32] * 2
+    assert torch.equal(*anchors) and dtypes == [torch.float32] * 6
 
 
 def test_problems_are_named() -> None:

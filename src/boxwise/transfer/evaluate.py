@@ -51,7 +51,7 @@ def predict(
     try:
         for batch in loader:
             with (
-                torch.inference_mode(),
+                torch.no_grad(),
                 torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
             ):
                 found = module.detect(batch.to(device))
