@@ -37,13 +37,15 @@ class Align:
         The stride is measured, not assumed: a 112-pixel view has 4 cells of 28 pixels on p5. Maps of half
         precision are read as float32, since box coordinates and RoIAlign need it.
         """
-        exact = torch.promote_types(features.dtype, torch.float32)
+        given = features.dtype
+        exact = torch.promote_types(given, torch.float32)
         x, y = features.shape[-1] / view[0], features.shape[-2] / view[1]
         if x != y:
             boxes = torch.stack([c * y / x if i in (2, 4) else c for i, c in enumerate(boxes.unbind(1))], 1)
         options = {"sampling_ratio": self.sampling_ratio, "aligned": self.aligned}
-        crops = roi_align(features.to(exact), boxes.to(exact), self.size, x, **options)
-        return crops.to(features.dtype)
+        features = features.to(exact, memory_format=torch.contiguous_format)  # one copy, not two
+        crops = roi_align(features, boxes.to(exact), self.size, x, **options)
+        return crops.to(given)
 
 
 class Pool(nn.Module, ABC):
