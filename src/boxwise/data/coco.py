@@ -186,13 +186,11 @@ def _boxes(
     ):
         for row in np.flatnonzero(where):
             problems.add(what, tell(row), mend=mend)
-    for what, where in (
-        ("empty boxes are left out", empty & few),
-        ("boxes reach over the edge and are clipped", fine & (np.abs(boxes - clipped).max(axis=1) > SLACK)),
-    ):
+    over = fine & (np.abs(boxes - clipped).max(axis=1) > SLACK)
+    for done, where in (("left out as empty", empty & few), ("clipped, they reach over the edge", over)):
         if where.any():
-            first = tell(np.flatnonzero(where)[0])
-            warnings.warn(f"{problems.path}: {where.sum()} {what} (the first: {first})", stacklevel=3)
+            some = f"{where.sum()} of {len(boxes)} boxes, the first: {tell(np.flatnonzero(where)[0])}"
+            warnings.warn(f"{problems.path}: {done}: {some}", stacklevel=3)
     return np.flatnonzero(~empty), clipped
 
 

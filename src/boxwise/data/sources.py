@@ -136,7 +136,7 @@ def _size(path: Path) -> int:
 def _folder(folder: Path) -> tuple[Path, list[str]]:
     found = scan(folder)
     if not found.images:
-        others = f" among {len(found.others)} files (such as {found.others[0]})" if found.others else ""
+        others = f", only others such as {found.others[0]}" if found.others else ""
         raise ValueError(f"{folder}: no images{others}; accepted are {FORMATS}. {ACCEPTED}")
     return folder, found.images
 
