@@ -26,7 +26,7 @@ def pretraining(*, seed: int, steps: int) -> Recipe:
         base,
         name="demo_scrl_fpn",
         encoder=EncoderConfig(backbone="resnet18", fpn=True, fpn_channels=CHANNELS),
-        method=replace(base.method, boxes=6, min_box=12, hidden=1024, width=128),
+        method=replace(base.method, boxes=6, min_box=12, limits=(12.0, 24.0, 48.0), hidden=1024, width=128),
         views=views,
         optim=SGD(lr=0.1, lr_batch=32, weight_decay=1e-4),
         schedule=Schedule(steps=steps, warmup_steps=100),

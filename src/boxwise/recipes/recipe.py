@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ from boxwise.nn.encoder import EncoderConfig
 from boxwise.strict import Raw, SettingsError, keys, merge, nearest, plain, read
 from boxwise.transfer.detectors import DetectorConfig
 
+C = TypeVar("C", bound="Configuration")
 Optimiser = Annotated[SGD | LARS, Field(discriminator="name")]
 BuiltInMethod = Annotated[
     scrl.Config | image_level.MoCoConfig | image_level.BYOLConfig | image_level.SimSiamConfig,
@@ -66,7 +67,7 @@ class Configuration(ABC):
         """Every dotted key that can be set."""
         return [*SHORT, *(k for name, kind in self.kinds().items() for k in keys(kind, name))]
 
-    def changed(self, *layers: Mapping[str, Any]) -> Self:
+    def changed(self: C, *layers: Mapping[str, Any]) -> C:
         """This recipe with dotted or nested settings laid over it, the last layer on top.
 
         Raises SettingsError that lists every unknown key, wrong type and impossible combination at once.

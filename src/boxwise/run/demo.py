@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from boxwise.data.sources import open_images
-from boxwise.data.targets import open_labelled
 from boxwise.interop.files import load_weights
 from boxwise.recipes import demo as recipes
-from boxwise.run.finetune import run_transfer
+from boxwise.run.finetune import labelled_splits, run_transfer
 from boxwise.run.pretrain import run_recipe
 from boxwise.run.scenes import scenes
 
@@ -64,7 +63,7 @@ def demo(out: Path, *, seed: int = 0, scale: float = 1.0, overwrite: bool = Fals
         overwrite=overwrite,
     )
     recipe = recipes.finetuning(seed=seed, steps=max(2, round(FINETUNE_STEPS * scale)))
-    train, test = open_labelled(data, split="train"), open_labelled(data, split="val")
+    train, test = labelled_splits(data)
     runs = {arm: out / arm for arm in ("random", "pretrained")}
     for part, (arm, folder) in enumerate(runs.items(), start=3):
         _say(f"{part}/4 fine-tuning from {arm} weights on {len(train)} labelled scenes")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torchvision.models.detection import FasterRCNN
 
-from boxwise.data.targets import open_labelled
+from boxwise.data.targets import Category, open_labelled
 from boxwise.engine.loop import device_of, dtype_of
 from boxwise.interop.files import find_model, read_card, read_state
 from boxwise.strict import read
@@ -28,12 +28,7 @@ def evaluate(
     """The twelve figures of the detector in `run` on the validation images of `data`, in 0..100 (-1: no such
     object), and how many images they are of."""
     detector, config, categories = load_detector(Path(run))
-    test = open_labelled(data, split="val", images=images)
-    if [c.name for c in test.categories] != categories:
-        raise ValueError(
-            f"{run} was trained on {', '.join(categories)}, but {data} holds "
-            f"{', '.join(c.name for c in test.categories)}: measure on the categories of the training"
-        )
+    test = open_labelled(data, split="val", images=images, categories=categories)
     where = device_of(device)
     precision = "bf16" if dtype_of("auto", where) == torch.bfloat16 else "fp32"
     found = predict(
@@ -42,17 +37,17 @@ def evaluate(
     return {**coco_figures(test.coco(), found), "images": len(test)}
 
 
-def load_detector(run: Path) -> tuple[FasterRCNN, DetectorConfig, list[str]]:
-    """The detector that `boxwise finetune` left in `run`, its settings, and the names of its classes."""
+def load_detector(run: Path) -> tuple[FasterRCNN, DetectorConfig, tuple[Category, ...]]:
+    """The detector that `boxwise finetune` left in `run`, its settings, and its categories in the order of its labels."""
     file = find_model(run)
     card = read_card(file.parent)
     if "detector" not in card:
         raise ValueError(f"{run}: holds no detector; name a folder that boxwise finetune wrote")
     config = read(DetectorConfig, card["detector"], at="detector")
-    names = [c["name"] for c in card["categories"]]
-    detector = build_detector(config, classes=len(names), mean=card["mean"], std=card["std"])
+    categories = tuple(Category(**c) for c in card["categories"])
+    detector = build_detector(config, classes=len(categories), mean=card["mean"], std=card["std"])
     detector.load_state_dict(read_state(file))
-    return detector, config, names
+    return detector, config, categories
 
 
 def as_table(figures: Mapping[str, Any]) -> str:

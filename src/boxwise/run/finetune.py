@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import distributed as dist
 from torchvision.models.detection import FasterRCNN
 
-from boxwise.data.loader import Loader, Sampler
+from boxwise.data.loader import Each, Sampler, load_all
 from boxwise.data.targets import Labelled, choose, open_labelled
 from boxwise.engine.device import leads
 from boxwise.engine.folder import RunFolder
@@ -26,7 +26,7 @@ from boxwise.run.show import detections_sheet, write_picture
 from boxwise.strict import SettingsError, dump_yaml, plain
 from boxwise.transfer.detectors import build_detector, parts
 from boxwise.transfer.evaluate import coco_figures, predict
-from boxwise.transfer.samples import TrainSamples, collate
+from boxwise.transfer.samples import DetectionBatch, TrainSamples, collate
 from boxwise.transfer.task import DetectionTask
 
 
@@ -58,10 +58,8 @@ def finetune(
     resolved = found.recipe if pretrained is None else adopted(found.recipe, pretrained, given)
     if impossible := list(resolved.detector.problems(pretrained=pretrained is not None)):
         raise SettingsError(impossible)
-    train = choose(
-        open_labelled(data, split="train", images=images, val=val), labels, seed=resolved.run.seed
-    )
-    test = open_labelled(data, split="val", images=images, val=val)
+    train, test = labelled_splits(data, images=images, val=val, max_value=resolved.data.max_value)
+    train = choose(train, labels, seed=resolved.run.seed)
     changes: list[str] = []
     if found.fitted:
         resolved, changes = fitted_transfer(resolved, images=len(train), given=given)
@@ -82,6 +80,17 @@ def finetune(
         overwrite=overwrite,
         allow_drift=allow_drift,
     )
+
+
+def labelled_splits(
+    data: str | Path, *, images: Path | None = None, val: Path | None = None, max_value: int | None = None
+) -> tuple[Labelled, Labelled]:
+    """What to train and what to measure on, with one list of categories."""
+    train = open_labelled(data, split="train", images=images, val=val, max_value=max_value)
+    test = open_labelled(
+        data, split="val", images=images, val=val, max_value=max_value, categories=train.categories
+    )
+    return train, test
 
 
 def adopted(recipe: TransferRecipe, weights: Weights, given: Collection[str]) -> TransferRecipe:
@@ -120,11 +129,6 @@ def run_transfer(
     run = recipe.run
     if not len(train):
         raise ValueError("no labelled image to train on: raise --labels")
-    if train.categories != test.categories:
-        raise ValueError(
-            f"{train.source} and {test.source} name different categories: "
-            f"{_names(train)} against {_names(test)}; train and measure on one list"
-        )
     torch.manual_seed(run.seed)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if weights is None else (weights.mean, weights.std)
     detector = build_detector(recipe.detector, classes=len(train.categories), mean=mean, std=std)
@@ -193,6 +197,30 @@ def measure(
     return results
 
 
+def _loads(recipe: TransferRecipe, train: Labelled) -> Callable[[int], Iterable[DetectionBatch]]:
+    """Batches of this rank from any step on. Few images are passed over again and again without a gap."""
+    run = recipe.run
+
+    def loads(start: int) -> Iterable[DetectionBatch]:
+        met = dist.is_initialized()
+        sampler = Sampler(
+            len(train),
+            run.batch_size,
+            run.seed,
+            start,
+            _total(recipe, len(train)),
+            run.accumulate,
+            dist.get_rank() if met else 0,
+            dist.get_world_size() if met else 1,
+            stream=True,
+        )
+        samples = TrainSamples(train, recipe.detector, run.seed)
+        pin = device_of(run.device).type == "cuda"
+        return load_all(Each(samples.sample, collate), sampler, workers=recipe.data.workers, pin=pin)
+
+    return loads
+
+
 def _keep(
     folder: Path,
     detector: FasterRCNN,
@@ -211,7 +239,3 @@ def _keep(
 def _total(recipe: TransferRecipe, images: int) -> int:
     epochs = recipe.schedule.epochs or 0
     return recipe.schedule.steps or max(1, round(epochs * images / recipe.run.batch_size))
-
-
-def _names(labelled: Labelled) -> str:
-    return ", ".join(c.name for c in labelled.categories)

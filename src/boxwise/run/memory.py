@@ -16,10 +16,8 @@ SLACK = 1.25
 """Workspaces and fragmentation on top of what autograd keeps."""
 
 
-def blank_batch(
-    views: tuple[ViewSpec, ...], draws: Mapping[str, tuple[int, ...]], *, count: int, device: torch.device
-) -> Batch:
-    """Noise in the shape of a batch: views of one source picture, each showing all of it."""
+def blank_batch(views: tuple[ViewSpec, ...], draws: Mapping[str, tuple[int, ...]], *, count: int) -> Batch:
+    """Noise in the shape of a batch on the host: views of one source picture, each showing all of it."""
     generator = torch.Generator().manual_seed(0)
     made = tuple(
         View(
@@ -30,13 +28,13 @@ def blank_batch(
         for v in views
     )
     noise = {name: torch.rand(count, *shape, generator=generator) for name, shape in draws.items()}
-    return Batch(made, torch.arange(count), noise).to(device)
+    return Batch(made, torch.arange(count), noise)
 
 
 def kept_per_image(module: nn.Module, batch: Batch, *, dtype: torch.dtype) -> int:
     """Bytes that autograd keeps for the backward pass, per image of `batch`. Runs one forward, no backward.
 
-    Leaves the module as it was: buffers (queues, running statistics) are put back.
+    On the host, before a device is touched; what a device keeps is the same. Leaves the module as it was: buffers (queues, running statistics) are put back.
     """
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
@@ -48,10 +46,10 @@ def kept_per_image(module: nn.Module, batch: Batch, *, dtype: torch.dtype) -> in
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    device = batch.index.device.type
+    half = dtype != torch.float32  # all halves are of one size, and a CPU knows this one best
     with (
         torch.autograd.graph.saved_tensors_hooks(count, lambda t: t),
-        torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32),
+        torch.autocast(batch.index.device.type, dtype=torch.bfloat16, enabled=half),
     ):
         held = module(batch)
     del held

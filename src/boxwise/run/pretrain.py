@@ -45,8 +45,11 @@ class Pretraining:
         self.module.after_step(step, total, ok=ok)
 
     def figures(self) -> dict[str, Tensor]:
-        seen = self.module.watched
-        return {} if seen is None else health(seen.query, seen.key, seen.keep)
+        method = self.module
+        seen = {} if method.watched is None else health(method.watched.query, method.watched.key, method.watched.keep)
+        if method.ema_momentum is not None:
+            seen["train/ema_momentum"] = torch.tensor(method.ema_momentum)
+        return seen
 
 
 def pretrain(
@@ -124,6 +127,7 @@ def run_recipe(
         report = load_weights(init).into(method.handed_over())
         print(report, file=sys.stderr)
         report.require(["backbone"])
+        method.begin()
     _check_memory(recipe, method)
     with RunFolder.open(
         out,

@@ -1,0 +1,155 @@
+"""Every recipe is whole: it can be changed by flags, written to YAML, read back, and built."""
+
+from dataclasses import replace
+
+import pytest
+
+from boxwise.config import LARS, SGD
+from boxwise.methods import scrl
+from boxwise.recipes import demo, pretrain, transfer
+from boxwise.recipes.recipe import Recipe, TransferRecipe
+from boxwise.run.find import pretrain_recipe, saved, transfer_recipe
+from boxwise.strict import SettingsError, dump_yaml
+
+RECIPES = [f() for f in (*pretrain.PUBLISHED, *pretrain.OURS)] + [demo.pretraining(seed=0, steps=10)]
+TRANSFERS = [f() for f in (*transfer.FAMILIES.values(), *transfer.PROTOCOLS)] + [demo.finetuning(seed=0, steps=10)]
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, *TRANSFERS], ids=lambda r: r.name)
+def test_a_recipe_survives_yaml(recipe: Recipe | TransferRecipe, tmp_path) -> None:
+    """A method's settings keep their class: a dumped BYOL that loads back as SCRL would train something else."""
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_yaml(saved(recipe, recipe.name)))
+    start = pretrain.mocov2_r50_200ep() if isinstance(recipe, Recipe) else transfer.faster_rcnn_fpn()
+    find = pretrain_recipe if isinstance(recipe, Recipe) else transfer_recipe
+    back = find(start.name, config=file).recipe
+    assert replace(back, name=recipe.name) == recipe
+    if isinstance(recipe, Recipe) and isinstance(back, Recipe):
+        assert type(back.method) is type(recipe.method)
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, *TRANSFERS], ids=lambda r: r.name)
+def test_a_recipe_has_nothing_that_cannot_be(recipe: Recipe | TransferRecipe) -> None:
+    assert recipe.changed() == recipe
+
+
+def test_names_are_those_of_their_functions() -> None:
+    assert [r.name for r in RECIPES[:-1]] == [f.__name__ for f in (*pretrain.PUBLISHED, *pretrain.OURS)]
+
+
+def test_published_values() -> None:
+    """The values of the papers and official repositories, as they stand there."""
+    two, ten = pretrain.scrl_r50_200ep(), pretrain.scrl_r50_1000ep()
+    assert (two.optim.lr, two.optim.weight_decay, two.method.momentum) == (0.45, 1e-6, 0.97)
+    assert (ten.optim.lr, ten.optim.weight_decay, ten.method.momentum) == (0.2, 1.5e-6, 0.996)
+    assert two.schedule.early and two.schedule.warmup_epochs == 10 and two.run.batch_size == 8192
+    assert (two.method.levels, two.method.boxes, two.method.pool_size, two.method.aligned) == (("c5",), 10, 1, False)
+    assert isinstance(two.optim, LARS) and two.optim.norm == "sum"
+    first, second = two.views
+    assert (first.photo.blur, first.photo.solarize, second.photo.blur, second.photo.solarize) == (1.0, 0.0, 0.1, 0.2)
+    assert first.crop.scale == (0.2, 1.0) and first.crop.interpolation == "bicubic"
+    moco = pretrain.mocov2_r50_200ep()
+    assert isinstance(moco.optim, SGD) and (moco.optim.lr, moco.optim.decay_1d) == (0.03, True)
+    assert moco.schedule.per == "epoch" and moco.views[0].photo.blur_kind == "pil" and moco.views[0].photo.hue == 0.1
+    byol = pretrain.byol_r50_1000ep()
+    assert (byol.optim.lr, byol.method.momentum, byol.schedule.epochs) == (0.2, 0.996, 1000)
+    assert byol.views[0].crop.scale == (0.08, 1.0)
+
+
+def test_short_flags_reach_their_settings() -> None:
+    recipe = pretrain.scrl_r50_200ep().changed(
+        {"batch_size": 64, "image-size": 96, "backbone": "resnet18", "steps": 20, "optim.lr": 1, "views.1.photo.blur": 0.5}
+    )
+    assert recipe.run.batch_size == 64 and [v.crop.size for v in recipe.views] == [96, 96]
+    assert recipe.encoder.backbone == "resnet18" and recipe.optim.lr == 1.0
+    assert (recipe.schedule.steps, recipe.schedule.epochs) == (20, None)
+    assert [v.photo.blur for v in recipe.views] == [1.0, 0.5]
+
+
+def test_flags_win_over_the_file(tmp_path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("run: {batch_size: 32, seed: 5}\noptim: {lr: 1e-3}\n")
+    recipe = pretrain_recipe("scrl", config=file, settings={"seed": 7}).recipe
+    assert (recipe.run.batch_size, recipe.run.seed, recipe.optim.lr) == (32, 7, 1e-3)
+
+
+def test_all_problems_come_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        pretrain.scrl_r50_200ep().changed(
+            {"optim.lrr": 1, "method.boxes": "many", "encoder": {"backbon": "x"}, "nothing": 1, "run.seed": 1.5}
+        )
+    text = str(caught.value)
+    for part in ("optim.lr?", "method.boxes", "encoder.backbone?", "nothing: no such setting", "run.seed"):
+        assert part in text, part
+
+
+def test_what_cannot_be_together_is_named() -> None:
+    base = pretrain.scrl_fpn()
+    for change, said in [
+        ({"encoder.fpn": False}, "encoder.fpn"),
+        ({"batch_size": 9, "accumulate": 2}, "multiple of 2"),
+        ({"schedule": {"epochs": 1, "steps": 1}}, "exactly one"),
+        ({"image_size": 16}, "views.0.crop.size"),
+        ({"steps": 0}, "more than 0"),
+    ]:
+        with pytest.raises(SettingsError, match=said):
+            base.changed(change)
+
+
+def test_another_method_can_be_laid_in() -> None:
+    recipe = pretrain.scrl_r50_200ep().changed({"method": {"name": "byol"}})
+    assert recipe.method.name == "byol"
+
+
+USER_FILE = """
+from dataclasses import replace
+from typing import Literal
+
+from boxwise.config import settings
+from boxwise.methods import scrl
+from boxwise.recipes.pretrain import scrl_r50_200ep
+
+
+@settings
+class Mine:
+    name: Literal["mine"] = "mine"
+    boxes: int = 3
+
+    def build(self, encoder):
+        return scrl.Config(boxes=self.boxes).build(encoder)
+
+    def draws(self):
+        return scrl.Config(boxes=self.boxes).draws()
+
+
+def my_recipe():
+    return replace(scrl_r50_200ep(), name="mine", method=Mine())
+"""
+
+
+def test_a_users_own_method_is_read_as_its_own_class(tmp_path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(USER_FILE)
+    found = pretrain_recipe(f"{file}:my_recipe", settings={"method.boxes": 5})
+    assert (found.recipe.method.name, found.recipe.method.boxes) == ("mine", 5)
+    assert found.source == f"{file.resolve()}:my_recipe" and not found.fitted
+    with pytest.raises(SettingsError, match="did you mean method.boxes"):
+        pretrain_recipe(f"{file}:my_recipe", settings={"method.boxs": 5})
+    with pytest.raises(SettingsError, match="did you mean my_recipe"):
+        pretrain_recipe(f"{file}:my_recip")
+
+
+def test_an_unknown_name_tells_the_nearest() -> None:
+    with pytest.raises(SettingsError, match="did you mean scrl_r50_200ep"):
+        pretrain_recipe("scrl_r50_20ep")
+
+
+def test_a_short_name_is_fitted_and_a_published_run_is_not(tmp_path) -> None:
+    assert pretrain_recipe("scrl").fitted and not pretrain_recipe("scrl_r50_200ep").fitted
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_yaml(saved(pretrain.scrl_fpn(), "scrl")))
+    assert not pretrain_recipe("scrl", config=file).fitted, "a resolved file must not be fitted again"
+
+
+def test_scrl_defaults_are_the_published_run() -> None:
+    assert pretrain.scrl_r50_200ep().method == scrl.Config()
