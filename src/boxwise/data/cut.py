@@ -1,0 +1,97 @@
+"""The worker's half of a view: where it is cut from one decoded picture, and the cut itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+from torch.nn import functional as F
+
+from boxwise.config import settings
+from boxwise.data.augment import Photo
+from boxwise.shapes import Picture
+
+TRIES = 10
+"""Rectangles drawn before the whole picture, as far as its shape allows, is taken."""
+
+
+@settings
+class Crop:
+    """A random part of the picture, resized to a square."""
+
+    size: int = 224
+    """Side of the view, in pixels."""
+    scale: tuple[float, float] = (0.2, 1.0)
+    """Least and largest share of the picture's area."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and largest width / height of the part; equally likely on a logarithmic scale."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How the part is resized; always antialiased."""
+    flip: float = 0.5
+    """Share of views mirrored left-right."""
+
+
+@settings
+class ViewSpec:
+    """How one view of an image is made."""
+
+    crop: Crop = Crop()
+    photo: Photo = Photo()
+
+
+class Cut(NamedTuple):
+    """Where one view is cut: whole source pixels, and whether it is mirrored afterwards."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    flip: bool
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom in source pixels: what `View.crop` holds."""
+        return (self.left, self.top, self.left + self.width, self.top + self.height)
+
+
+def draw_cut(rng: np.random.Generator, crop: Crop, *, width: int, height: int) -> Cut:
+    """The geometry of one view of a picture of `width` x `height` pixels.
+
+    Area share and log aspect ratio are uniform and the place is uniform over the whole pixels, as in
+    torchvision's RandomResizedCrop. When no rectangle of TRIES fits into the picture, the largest centred one
+    whose ratio lies within `crop.ratio` is taken.
+    """
+    flip = bool(rng.random() < crop.flip)
+    low, high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
+    for share, log_ratio, x, y in rng.random((TRIES, 4)):
+        area = width * height * (crop.scale[0] + share * (crop.scale[1] - crop.scale[0]))
+        ratio = math.exp(low + log_ratio * (high - low))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return Cut(int(x * (width - w + 1)), int(y * (height - h + 1)), w, h, flip)
+    return _centred(crop, width, height, flip)
+
+
+def _centred(crop: Crop, width: int, height: int, flip: bool) -> Cut:
+    least, most = crop.ratio
+    w, h = width, height
+    if width / height < least:
+        h = min(height, max(1, round(width / least)))
+    elif width / height > most:
+        w = min(width, max(1, round(height * most)))
+    return Cut((width - w) // 2, (height - h) // 2, w, h, flip)
+
+
+def cut_view(picture: Picture, cut: Cut, crop: Crop) -> Picture:
+    """The part of `picture` at `cut`, antialiased to `crop.size` squared, not yet mirrored.
+
+    The part is cut out first, so that nothing outside it bleeds in. uint8 throughout: torch's byte kernels
+    resize a picture three to four times as fast as its float kernels, and fastest where the three colours of
+    a pixel lie together, as decoders leave them.
+    """
+    part = picture[:, cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
+    size = (crop.size, crop.size)
+    return F.interpolate(part[None], size=size, mode=crop.interpolation, antialias=True, align_corners=False)[
+        0
+    ]
