@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from boxwise.data.targets import Labelled, open_labelled
 from PIL import Image
+
+from boxwise.data.targets import Labelled, open_labelled
 
 SIZES = ((90, 120), (128, 128), (64, 200), (150, 70), (128, 96), (31, 40))
 CATEGORIES = ({"id": 3, "name": "green"}, {"id": 7, "name": "red"})

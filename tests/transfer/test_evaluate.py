@@ -5,12 +5,12 @@ import io
 import numpy as np
 import pytest
 import torch
-from boxwise.data.targets import Labelled
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 
+from boxwise.data.targets import Labelled
 from boxwise.transfer.detectors import DetectorConfig, build_detector
 from boxwise.transfer.evaluate import FIGURES, coco_figures, predict
 from boxwise.transfer.samples import TestSamples, collate

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from boxwise.data.targets import Labelled
 from torch import Tensor
 
+from boxwise.data.targets import Labelled
 from boxwise.transfer.detectors import DetectorConfig
 from boxwise.transfer.samples import Sample, TestSamples, TrainSamples, collate, target_size
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from boxwise.data.targets import Labelled
 from torchvision.models.detection import FasterRCNN
 
+from boxwise.data.targets import Labelled
 from boxwise.transfer.detectors import DetectorConfig, build_detector
 from boxwise.transfer.samples import DetectionBatch, TrainSamples, collate
 from boxwise.transfer.task import Detection, DetectionTask

@@ -82,7 +82,7 @@ def _results(
     """Detections of a batch in COCO's format; one copy from the device."""
     counts = [len(f["scores"]) for f in found]
     rows = torch.cat([torch.cat([f["boxes"], f["scores"][:, None], f["labels"][:, None]], 1) for f in found])
-    for i, part in enumerate(rows.double().cpu().split(counts)):
+    for i, part in enumerate(rows.cpu().double().split(counts)):
         (height, width), (tall, wide) = batch.sources[i], batch.sizes[i]
         scale = part.new_tensor([width / wide, height / tall]).repeat(2)
         limit = part.new_tensor([width, height]).repeat(2)
