@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
@@ -49,10 +51,10 @@ class SeeThrough(Encoder):
     Pixel j is the source at j + 1/2 for pools that are aligned, and at j for those that are not.
     """
 
-    def __init__(self, *, aligned: bool) -> None:
+    def __init__(self, levels: Sequence[str], *, aligned: bool) -> None:
         nn.Module.__init__(self)
         self.body, self.fpn, self.aligned = nn.Identity(), None, aligned
-        self.strides = {f"{kind}{n}": n - 1 for kind in "cp" for n in range(2, 6)} | {"c5": 1}
+        self.strides = {level: i for i, level in enumerate(levels, start=1)}
         self.channels = dict.fromkeys(self.strides, 3)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:

@@ -217,6 +217,13 @@ def test_trap_20_all_skipped_batch_is_finite() -> None:
     assert torch.isfinite(regions.a).all() and torch.isfinite(regions.b).all()
 
 
+def test_trap_20_an_overlap_of_just_the_shortest_side_is_skipped() -> None:
+    """Breaks when the test is not strict: no uniform box fits there."""
+    a, b = views(False, False)  # the third image's work area is 16 wide
+    kept = [draw(a, b, min_size=size).keep.unflatten(0, (5, 6))[2].all().item() for size in (15, 16, 17)]
+    assert kept == [True, False, False]
+
+
 def test_only_the_second_view_is_jittered() -> None:
     """Breaks when both boxes move (matching stays perfect) or the draw of the wrong box is used."""
     a, b = views(True, True)

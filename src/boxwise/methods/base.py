@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from boxwise.nn.encoder import Encoder
 from boxwise.shapes import Embeddings, Keep, Scalar
 
 
+@runtime_checkable
 class MethodConfig(Protocol):
     """A method's settings, which also know how to build it."""
 
@@ -82,3 +83,15 @@ class Method(nn.Module, ABC):
     def watch(self, query: Embeddings, key: Embeddings, keep: Keep | None = None) -> None:
         """Leaves the rows that the health figures are computed from, at the log interval only."""
         self.watched = Watched(query.detach(), key.detach(), keep)
+
+
+def require_levels(encoder: Encoder, read: Iterable[str]) -> None:
+    """Raises ValueError when the encoder lacks a level that is read, or has an FPN that is not read whole."""
+    levels = [*read]
+    if missing := [level for level in levels if level not in encoder.channels]:
+        raise ValueError(f"levels: the encoder has no {', '.join(missing)}; p2 to p5 need encoder.fpn: true")
+    if idle := [level for level in encoder.channels if level.startswith("p") and level not in levels]:
+        raise ValueError(
+            f"encoder.fpn: nothing would train {', '.join(idle)}, since {', '.join(levels)} alone is read; "
+            "set encoder.fpn: false, or take a method that reads p2 to p5, as scrl_fpn"
+        )

@@ -18,9 +18,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from torch import nn
+
 from boxwise.config import settings
 from boxwise.geometry.views import Batch
-from boxwise.methods.base import Method
+from boxwise.methods.base import Method, require_levels
 from boxwise.nn.branch import Branch, Tap
 from boxwise.nn.encoder import Encoder
 from boxwise.nn.heads import moco_projector, projector, simsiam_predictor, simsiam_projector
@@ -62,7 +64,7 @@ class MoCoV2(Method):
         super().__init__()
         self.config = config
         project = moco_projector(encoder.channels["c5"], config.hidden, config.width)
-        self.student = Branch(encoder, {"image": Tap(Whole("c5"), project)})
+        self.student = whole_images(encoder, project)
         self.teacher = Teacher(self.student)
         self.queue = Queue(config.queue, config.width)
 
@@ -110,7 +112,7 @@ class BYOL(Method):
         super().__init__()
         self.config, last_bias = config, config.last_bias
         project = projector(encoder.channels["c5"], config.hidden, config.width, last_bias=last_bias)
-        self.student = Branch(encoder, {"image": Tap(Whole("c5"), project)})
+        self.student = whole_images(encoder, project)
         self.predictor = projector(config.width, config.hidden, config.width, last_bias=last_bias)
         self.teacher = Teacher(self.student)
 
@@ -151,7 +153,7 @@ class SimSiam(Method):
     def __init__(self, config: SimSiamConfig, encoder: Encoder) -> None:
         super().__init__()
         project = simsiam_projector(encoder.channels["c5"], config.width, config.width)
-        self.student = Branch(encoder, {"image": Tap(Whole("c5"), project)})
+        self.student = whole_images(encoder, project)
         self.predictor = simsiam_predictor(config.width, config.hidden)
 
     def losses(self, batch: Batch) -> dict[str, Scalar]:
@@ -159,3 +161,9 @@ class SimSiam(Method):
         p1, p2 = self.predictor(z1), self.predictor(z2)
         self.watch(p1, z2)
         return {"image": (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2}
+
+
+def whole_images(encoder: Encoder, project: nn.Module) -> Branch:
+    """The mean of c5, projected: one row "image" for each."""
+    require_levels(encoder, ["c5"])
+    return Branch(encoder, {"image": Tap(Whole("c5"), project)})

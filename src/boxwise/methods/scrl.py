@@ -20,7 +20,7 @@ import torch
 from boxwise.config import settings
 from boxwise.geometry.regions import Generator, Regions, random_in_overlap
 from boxwise.geometry.views import Batch, join
-from boxwise.methods.base import Method
+from boxwise.methods.base import Method, require_levels
 from boxwise.nn.branch import Branch, Tap
 from boxwise.nn.encoder import Encoder
 from boxwise.nn.heads import BOX_HEAD_WIDTH, box_head, projector
@@ -130,8 +130,7 @@ class SCRL(Method):
 
 def tap(config: Config, encoder: Encoder) -> Tap:
     """Pools boxes from the level of their size and projects them, through the detector's head where asked."""
-    if missing := [level for level in config.levels if level not in encoder.channels]:
-        raise ValueError(f"levels: the encoder has no {', '.join(missing)}; p2 to p5 need encoder.fpn: true")
+    require_levels(encoder, config.levels)
     widths = {encoder.channels[level] for level in config.levels}
     if len(widths) > 1:
         raise ValueError(f"levels: {', '.join(config.levels)} differ in channels and cannot share a head")

@@ -1,0 +1,82 @@
+"""What one of two ranks does for test_two_rank_methods.py, and what one process does with the joint batch."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from boxwise.geometry.views import Batch, View
+from boxwise.methods import image_level, scrl
+from boxwise.methods.base import MethodConfig
+from boxwise.nn.ranks import rank, synchronise, world
+from encoders import TinyEncoder
+
+IMAGES = 6
+SMALL = {"width": 6, "hidden": 10}
+PYRAMID = ("p2", "p3", "p4", "p5")
+CASES: dict[str, tuple[MethodConfig, bool, list[int]]] = {  # settings, FPN, images that share nothing
+    "scrl": (scrl.Config(**SMALL, min_box=16, boxes=3, tries=4), False, [1]),
+    "scrl, a rank without boxes": (scrl.Config(**SMALL, min_box=16, boxes=3, tries=4), False, [3, 4, 5]),
+    "scrl, no boxes at all": (scrl.Config(**SMALL, min_box=16, boxes=3, tries=4), False, [*range(IMAGES)]),
+    "scrl, fpn": (
+        scrl.Config(
+            **SMALL,
+            boxes=3,
+            min_box=8,
+            tries=4,
+            levels=PYRAMID,
+            limits=(12, 16, 24),
+            pool_size=3,
+            aligned=True,
+        ),
+        True,
+        [],
+    ),
+    "byol": (image_level.BYOLConfig(**SMALL), False, []),
+    "simsiam": (image_level.SimSiamConfig(**SMALL), False, []),
+}
+
+
+def mine(x: Tensor) -> Tensor:
+    """This rank's images."""
+    return x.chunk(world())[rank()]
+
+
+def step(case: str) -> dict[str, Tensor]:
+    """One step: the loss averaged over ranks, gradients, teacher and statistics afterwards."""
+    config, fpn, apart = CASES[case]
+    torch.manual_seed(0)
+    method = config.build(TinyEncoder(6, fpn=fpn))
+    with torch.no_grad():
+        for p in method.student.parameters():
+            p += 0.1 * torch.randn_like(p)
+    pixels, corners = torch.rand(2, IMAGES, 3, 64, 64), 30 * torch.rand(2, IMAGES, 2)
+    corners[1, apart] += 500
+    crops, flips = torch.cat([corners, corners + 90], dim=-1), torch.rand(2, IMAGES) < 0.5
+    views = tuple(View(mine(p), mine(c), mine(f)) for p, c, f in zip(pixels, crops, flips))
+    noise = {name: mine(torch.rand(IMAGES, *shape)) for name, shape in config.draws().items()}
+    synchronise(method)
+    alone = world() == 1
+    forward = method if alone else DistributedDataParallel(method, broadcast_buffers=False)
+    loss = forward(Batch(views, mine(torch.arange(IMAGES)), noise))["loss"]
+    loss.backward()
+    method.after_step(0, 10)
+    seen = {"mean loss": loss.detach()}
+    seen |= {f"gradient of {n}": p.grad for n, p in method.named_parameters() if p.grad is not None}
+    seen |= {f"weight {n}": p.detach() for n, p in method.named_parameters() if n.startswith("teacher")}
+    return seen | {f"buffer {n}": b for n, b in method.named_buffers() if "running" in n}
+
+
+def work(rank: int, folder: str) -> None:
+    """Runs every case on one of two ranks and leaves what it gave in `folder`."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    torch.save({case: step(case) for case in CASES}, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()

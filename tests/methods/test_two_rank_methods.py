@@ -1,0 +1,49 @@
+"""Two processes under DDP (gloo) against one with the joint batch, in float64.
+
+MoCo-v2 is exempt: its BatchNorm is each rank's own by design, and its keys are shuffled over other groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import methods_on_two_ranks
+import pytest
+import torch
+import torch.multiprocessing as mp
+from methods_on_two_ranks import CASES
+from torch import Tensor
+
+Results = tuple[dict[str, dict[str, Tensor]], ...]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What the two processes computed, case by case; they are started once."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(methods_on_two_ranks.work, args=(str(folder),), nprocs=2)
+    return tuple(torch.load(folder / f"{rank}.pt") for rank in (0, 1))
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_are_one_joint_batch(case: str, ranks: Results, double: None) -> None:
+    """Breaks when a mean is over a rank's own rows, a norm sees one rank only, or teachers part ways."""
+    joint, (one, two) = methods_on_two_ranks.step(case), (r[case] for r in ranks)
+    assert joint.keys() == one.keys() == two.keys()
+    for name, want in joint.items():
+        if name == "mean loss":
+            torch.testing.assert_close((one[name] + two[name]) / 2, want, rtol=1e-10, atol=1e-12, msg=name)
+            continue
+        floor = 1e-10 * max(float(want.abs().max()), 1e-3)
+        torch.testing.assert_close(one[name], want, rtol=1e-8, atol=floor, msg=name)
+        assert torch.equal(one[name], two[name]), name
+    moved = [v for name, v in joint.items() if name.startswith("gradient")]
+    assert any(bool((g != 0).any()) for g in moved) == (case != "scrl, no boxes at all")
