@@ -46,7 +46,19 @@ def test_a_misspelt_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
 def test_settings_are_told_from_the_verbs_own_flags() -> None:
     known, settings = _split(
         "pretrain",
-        ["scrl", "--data", "d", "--optim.lr", "1e-2", "--out=o", "--batch-size=64", "--compile", "--resume", "--seed", "-1"],
+        [
+            "scrl",
+            "--data",
+            "d",
+            "--optim.lr",
+            "1e-2",
+            "--out=o",
+            "--batch-size=64",
+            "--compile",
+            "--resume",
+            "--seed",
+            "-1",
+        ],
     )
     assert known == ["scrl", "--data", "d", "--out=o", "--resume"]
     assert settings == {"optim.lr": 0.01, "batch_size": 64, "compile": True, "seed": -1}
@@ -59,7 +71,9 @@ def test_verbs_without_recipe_take_no_settings() -> None:
 
 def test_every_wrong_setting_is_named_before_data_is_touched(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["pretrain", "scrl", "--data", "/nowhere", "--out", "/nowhere/out"]
-    assert main([*argv, "--optim.lrr", "1", "--method.boxes", "many", "--epochs", "3", "--batch-size", "0"]) == 2
+    assert (
+        main([*argv, "--optim.lrr", "1", "--method.boxes", "many", "--epochs", "3", "--batch-size", "0"]) == 2
+    )
     said = capsys.readouterr().err
     assert "optim.lrr" in said and "optim.lr?" in said and "method.boxes" in said and "/nowhere" not in said
 

@@ -30,7 +30,9 @@ def imports_of(path: Path) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: write absolute imports, so that floors can be read"
-            modules |= {node.module or ""} if node.module != "boxwise" else {f"boxwise.{a.name}" for a in node.names}
+            modules |= (
+                {node.module or ""} if node.module != "boxwise" else {f"boxwise.{a.name}" for a in node.names}
+            )
         elif isinstance(node, ast.Import):
             modules |= {a.name for a in node.names}
     return {m.split(".")[1] for m in modules if m.startswith("boxwise.")}
@@ -56,5 +58,7 @@ def test_imports_only_go_down() -> None:
 
 def test_the_reader_of_imports_sees_a_climb(tmp_path: Path) -> None:
     probe = tmp_path / "probe.py"
-    probe.write_text("def f():\n    from boxwise.run import pretrain\n    import boxwise.cli\n    from boxwise import report\n")
+    probe.write_text(
+        "def f():\n    from boxwise.run import pretrain\n    import boxwise.cli\n    from boxwise import report\n"
+    )
     assert imports_of(probe) == {"run", "cli", "report"}

@@ -67,8 +67,18 @@ def test_numbers_are_not_strings_and_whole_numbers_are_no_booleans() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-3", 1e-3), ("0.5", 0.5), ("1.5e-6", 1.5e-6), ("-2", -2), ("true", True), ("[0.2, 1e0]", [0.2, 1.0]),
-     ("resnet50", "resnet50"), ("null", None), ("a: b: c", "a: b: c"), ("1e3", 1000.0)],
+    [
+        ("1e-3", 1e-3),
+        ("0.5", 0.5),
+        ("1.5e-6", 1.5e-6),
+        ("-2", -2),
+        ("true", True),
+        ("[0.2, 1e0]", [0.2, 1.0]),
+        ("resnet50", "resnet50"),
+        ("null", None),
+        ("a: b: c", "a: b: c"),
+        ("1e3", 1000.0),
+    ],
 )
 def test_flags_mean_what_they_say(text: str, value: object) -> None:
     assert scalar(text) == value and type(scalar(text)) is type(value)
@@ -100,5 +110,5 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path) -> None:
     file = tmp_path / "c.yaml"
     for text in ("- a\n- b", "{", ""):
         file.write_text(text)
-        with pytest.raises(ValueError, match="c.yaml"):
+        with pytest.raises(ValueError, match=r"c\.yaml"):
             load_yaml(file)

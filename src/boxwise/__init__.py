@@ -13,8 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from boxwise.run.encoder import load_encoder
     from boxwise.recipes.recipe import Recipe, TransferRecipe
+    from boxwise.run.encoder import load_encoder
     from boxwise.run.evaluate import evaluate
     from boxwise.run.finetune import finetune
     from boxwise.run.pretrain import pretrain

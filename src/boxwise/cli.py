@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+from tyro.conf import Positional
 
 from boxwise.strict import SettingsError, nearest, scalar
 
 USAGE, FAILED = 2, 1
 """Exit codes, beside 0, 130 for Ctrl-C, 143 for SIGTERM, and what an error of ours carries as `exit_code`:
 3 for a run that diverged or collapsed, 4 for weights that did not arrive."""
-
-Positional = tyro.conf.Positional
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -179,7 +178,6 @@ VERBS: dict[str, type] = {
 WITH_RECIPE = ("show", "pretrain", "finetune")
 
 
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code. Results go to stdout; progress and errors to stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -200,7 +198,7 @@ def _run(verb: str, argv: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         known, overrides = _split(verb, argv)
-        arguments = tyro.cli(VERBS[verb], args=known, prog=f"boxwise {verb}")
+        arguments: Any = tyro.cli(VERBS[verb], args=known, prog=f"boxwise {verb}")
         return CALLS[verb](arguments, overrides) or 0
     except SettingsError as error:
         return _usage(*error.problems)
@@ -244,11 +242,7 @@ def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 def _show(a: Show, overrides: dict[str, Any]) -> None:
     from boxwise.run.show import show
 
-    print(
-        show(
-            a.recipe, a.data, a.out, images=a.images, config=a.config, settings=overrides, count=a.count
-        )
-    )
+    print(show(a.recipe, a.data, a.out, images=a.images, config=a.config, settings=overrides, count=a.count))
 
 
 def _pretrain(a: Pretrain, overrides: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ string under a field is its help. A class that may stand where another could car
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, dataclass_transform
+from typing import Literal, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict
 

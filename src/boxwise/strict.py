@@ -95,7 +95,7 @@ def keys(kind: Any, at: str = "") -> Iterator[str]:
 
 
 def nearest(word: str, known: Sequence[str] | Iterator[str]) -> str:
-    """", did you mean ...?" with the closest known word, or nothing."""
+    """ ", did you mean ...?" with the closest known word, or nothing."""
     known = list(dict.fromkeys(known))
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if not close:  # a key may be right but for the place it stands at
@@ -115,6 +115,7 @@ def load_yaml(path: Path) -> Raw:
 
 
 def dump_yaml(value: Any) -> str:
+    """Settings as YAML that `read` takes back."""
     return yaml.safe_dump(plain(value), sort_keys=False, default_flow_style=None, width=100)
 
 

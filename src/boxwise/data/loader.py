@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -71,7 +72,7 @@ class Sampler:
         return max(0, self.total - self.start) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Item]]:
-        passes: dict[int, np.ndarray[Any, Any]] = {}
+        passes: dict[int, NDArray[np.int64]] = {}
         for step in range(self.start, self.total):
             places = [self._place(step, row) for row in range(self.batch_size)]
             passes = {epoch: passes.get(epoch, self._order(epoch)) for epoch in {p[0] for p in places}}
@@ -87,7 +88,7 @@ class Sampler:
         epoch, batch = divmod(step, self.count // self.batch_size)
         return epoch, batch * self.batch_size + row
 
-    def _order(self, epoch: int) -> np.ndarray[Any, Any]:
+    def _order(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self.seed, epoch, ORDER]).permutation(self.count)
 
 
@@ -116,7 +117,9 @@ class Load:
 
     def pin_memory(self) -> Load:
         """Called by torch's DataLoader. Photometric draws stay on the host, where they are read."""
-        views = tuple(View(**{f.name: _pinned(getattr(v, f.name)) for f in fields(v)}) for v in self.batch.views)
+        views = tuple(
+            View(**{f.name: _pinned(getattr(v, f.name)) for f in fields(v)}) for v in self.batch.views
+        )
         draws = {name: draw.pin_memory() for name, draw in self.batch.draws.items()}
         return replace(self, batch=Batch(views, self.batch.index.pin_memory(), draws))
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,7 @@ TRIED = 32
 """Pictures tried before a whole set counts as unreadable."""
 
 
+@runtime_checkable
 class Images(Protocol):
     """Pictures in a fixed order. Cheap to send to worker processes."""
 

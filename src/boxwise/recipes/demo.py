@@ -21,12 +21,24 @@ CHANNELS = 64
 def pretraining(*, seed: int, steps: int) -> Recipe:
     """`scrl_fpn` with a ResNet-18 and a narrow FPN on small views."""
     base = scrl_fpn()
-    views = tuple(replace(v, crop=Crop(size=64, scale=(0.2, 1.0), interpolation="bilinear")) for v in base.views)
+    views = tuple(
+        replace(v, crop=Crop(size=64, scale=(0.2, 1.0), interpolation="bilinear")) for v in base.views
+    )
     return replace(
         base,
         name="demo_scrl_fpn",
         encoder=EncoderConfig(backbone="resnet18", fpn=True, fpn_channels=CHANNELS),
-        method=replace(base.method, boxes=6, min_box=12, limits=(12.0, 24.0, 48.0), hidden=1024, width=128),
+        method=scrl.Config(
+            levels=("p2", "p3", "p4", "p5"),
+            limits=(12.0, 24.0, 48.0),
+            pool_size=7,
+            box_head=True,
+            aligned=True,
+            boxes=6,
+            min_box=12,
+            hidden=1024,
+            width=128,
+        ),
         views=views,
         optim=SGD(lr=0.1, lr_batch=32, weight_decay=1e-4),
         schedule=Schedule(steps=steps, warmup_steps=100),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from boxwise.config import SGD, Run, Schedule
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.transfer.detectors import DetectorConfig
@@ -23,7 +25,7 @@ def faster_rcnn_fpn() -> TransferRecipe:
     )
 
 
-FAMILIES = {"faster_rcnn_fpn": faster_rcnn_fpn}
+FAMILIES: dict[str, Callable[[], TransferRecipe]] = {"faster_rcnn_fpn": faster_rcnn_fpn}
 """Short names: trained for a length that is fitted to the data."""
-PROTOCOLS = ()
+PROTOCOLS: tuple[Callable[[], TransferRecipe], ...] = ()
 """Published protocols, changed by nothing unless told."""

@@ -29,7 +29,8 @@ def listing(what: Literal["recipes", "methods", "backbones"]) -> str:
         "finetune": (*transferring.FAMILIES.values(), *transferring.PROTOCOLS),
     }
     return "\n\n".join(
-        f"{title}\n{_table({f.__name__: _first_line(f) for f in recipes})}" for title, recipes in blocks.items()
+        f"{title}\n{_table({f.__name__: _first_line(f) for f in recipes})}"
+        for title, recipes in blocks.items()
     )
 
 

@@ -39,7 +39,9 @@ class Outcome:
     def __str__(self) -> str:
         head = f"{'weights':<12}" + "".join(f"{name:>7}" for name in SHOWN) + f"{'images':>8}{'seconds':>9}"
         lines = [
-            f"{arm:<12}" + "".join(f"{f[name]:7.2f}" for name in SHOWN) + f"{f['images']:8d}{f['seconds']:9.0f}"
+            f"{arm:<12}"
+            + "".join(f"{f[name]:7.2f}" for name in SHOWN)
+            + f"{f['images']:8d}{f['seconds']:9.0f}"
             for arm, f in self.arms.items()
         ]
         return "\n".join([head, *lines, f"gain: {self.gain:+.2f} AP"])
@@ -53,7 +55,15 @@ def demo(out: Path, *, seed: int = 0, scale: float = 1.0, overwrite: bool = Fals
     counts = [max(16, round(n * scale)) for n in (UNLABELLED, LABELLED, TEST)]
     data = out / "scenes"
     _say(f"1/4 drawing {sum(counts)} scenes")
-    scenes(data, count=counts[1], val=counts[2], unlabelled=counts[0], size=recipes.SIZE, seed=seed, overwrite=overwrite)
+    scenes(
+        data,
+        count=counts[1],
+        val=counts[2],
+        unlabelled=counts[0],
+        size=recipes.SIZE,
+        seed=seed,
+        overwrite=overwrite,
+    )
     _say("2/4 pretraining on scenes without labels")
     run_recipe(
         recipes.pretraining(seed=seed, steps=max(2, round(PRETRAIN_STEPS * scale))),

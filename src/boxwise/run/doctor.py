@@ -22,11 +22,14 @@ def doctor() -> tuple[str, bool]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", lambda: sys.version.split()[0]),
-        *((name, lambda name=name: version(name)) for name in PACKAGES),  # type: ignore[misc]
+        *((name, lambda name=name: version(name)) for name in PACKAGES),
         ("device", lambda: _device(device)),
         ("precision", lambda: f"auto means {str(dtype_of('auto', device)).removeprefix('torch.')}"),
         ("memory", lambda: _memory(device)),
-        ("cores", lambda: f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"),
+        (
+            "cores",
+            lambda: f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}",
+        ),
         ("shared memory", _shared_memory),
         ("roi_align", lambda: _roi_align(device)),
         ("jpeg", _jpeg),

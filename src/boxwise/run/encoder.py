@@ -19,9 +19,11 @@ def load_encoder(path: str | Path) -> Encoder:
     ValueError for weights that do not say what they are of, NotArrived when they do not fill the encoder.
     """
     weights = load_weights(path)
-    settings: dict[str, Any] | None = weights.config.get("encoder")  # type: ignore[assignment]
+    settings: dict[str, Any] | None = weights.config.get("encoder")
     if settings is None:
-        raise ValueError(f"{path}: has no config.json that names its backbone; name a run or its export folder")
+        raise ValueError(
+            f"{path}: has no config.json that names its backbone; name a run or its export folder"
+        )
     encoder = build_encoder(read(EncoderConfig, settings, at="encoder"))
     modules: dict[str, nn.Module] = {"backbone": encoder.body}
     if encoder.fpn is not None:

@@ -30,9 +30,13 @@ def evaluate(
     detector, config, categories = load_detector(Path(run))
     test = open_labelled(data, split="val", images=images, categories=categories)
     where = device_of(device)
-    precision = "bf16" if dtype_of("auto", where) == torch.bfloat16 else "fp32"
     found = predict(
-        detector, test, config=config, batch_size=batch_size, device=where, precision=precision
+        detector,
+        test,
+        config=config,
+        batch_size=batch_size,
+        device=where,
+        precision="bf16" if dtype_of("auto", where) == torch.bfloat16 else "fp32",
     )
     return {**coco_figures(test.coco(), found), "images": len(test)}
 
@@ -43,7 +47,7 @@ def load_detector(run: Path) -> tuple[FasterRCNN, DetectorConfig, tuple[Category
     card = read_card(file.parent)
     if "detector" not in card:
         raise ValueError(f"{run}: holds no detector; name a folder that boxwise finetune wrote")
-    config = read(DetectorConfig, card["detector"], at="detector")
+    config: DetectorConfig = read(DetectorConfig, card["detector"], at="detector")
     categories = tuple(Category(**c) for c in card["categories"])
     detector = build_detector(config, classes=len(categories), mean=card["mean"], std=card["std"])
     detector.load_state_dict(read_state(file))

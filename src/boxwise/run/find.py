@@ -28,7 +28,9 @@ class Found(Generic[R]):
     """A short method or family name: length and batch follow the data. Published runs stay as they are."""
 
 
-def pretrain_recipe(named: str, *, config: Path | None = None, settings: Mapping[str, Any] | None = None) -> Found[Recipe]:
+def pretrain_recipe(
+    named: str, *, config: Path | None = None, settings: Mapping[str, Any] | None = None
+) -> Found[Recipe]:
     """The pretraining recipe that `named` stands for, with a YAML file and flags laid over it.
 
     Raises SettingsError for an unknown name (with the nearest) and for settings that cannot be.
@@ -65,7 +67,9 @@ def _found(
         recipe = {**known, **short}[named]()
     else:
         words = [*short, *known]
-        raise SettingsError([f"{named}: no such recipe{nearest(named, words)} (boxwise list recipes; or FILE.py:FUNCTION)"])
+        raise SettingsError(
+            [f"{named}: no such recipe{nearest(named, words)} (boxwise list recipes; or FILE.py:FUNCTION)"]
+        )
     layers: list[Mapping[str, Any]] = []
     if config is not None:
         file = load_yaml(config)

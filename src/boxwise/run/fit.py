@@ -15,7 +15,9 @@ TRANSFER_STEPS = (600, 12_000)
 """Fewest and most steps of a fine-tuning whose length follows the data."""
 
 
-def fitted(recipe: Recipe, *, images: int, room: int, on_cpu: bool, given: Collection[str]) -> tuple[Recipe, list[str]]:
+def fitted(
+    recipe: Recipe, *, images: int, room: int, on_cpu: bool, given: Collection[str]
+) -> tuple[Recipe, list[str]]:
     """`recipe` for `images` images on a device that holds `room` of them at a time, and one line per change.
 
     Settings named in `given` are the user's and stay. The learning rate follows the batch by itself.
@@ -50,7 +52,9 @@ def fitted_transfer(
         epochs = recipe.schedule.epochs or 0
         steps = int(min(max(epochs * images / batch, TRANSFER_STEPS[0]), TRANSFER_STEPS[1]))
         recipe = recipe.changed({"schedule.steps": steps})
-        why.append(f"{steps} steps of {batch} images ({steps * batch / images:.0f} passes over {images} images)")
+        why.append(
+            f"{steps} steps of {batch} images ({steps * batch / images:.0f} passes over {images} images)"
+        )
     return _short_warmup(recipe, max(1, images // batch), given, why), why
 
 

@@ -34,7 +34,8 @@ def blank_batch(views: tuple[ViewSpec, ...], draws: Mapping[str, tuple[int, ...]
 def kept_per_image(module: nn.Module, batch: Batch, *, dtype: torch.dtype) -> int:
     """Bytes that autograd keeps for the backward pass, per image of `batch`. Runs one forward, no backward.
 
-    On the host, before a device is touched; what a device keeps is the same. Leaves the module as it was: buffers (queues, running statistics) are put back.
+    On the host, before a device is touched: what a device keeps is the same. Leaves the module as it was:
+    buffers (queues, running statistics) are put back.
     """
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     weights = {p.untyped_storage().data_ptr() for p in module.parameters()}

@@ -13,16 +13,16 @@ from torch import distributed as dist
 
 from boxwise.data.loader import Load, feed
 from boxwise.data.sources import Images, open_images
+from boxwise.engine.device import leads
 from boxwise.engine.folder import RunFolder
 from boxwise.engine.health import health
 from boxwise.engine.loop import device_of, dtype_of, fit
-from boxwise.engine.device import leads
 from boxwise.geometry.views import Batch
 from boxwise.interop.files import load_weights, save_weights
 from boxwise.methods.base import Method
 from boxwise.nn.encoder import build_encoder
 from boxwise.recipes.recipe import Recipe
-from boxwise.run.find import Found, pretrain_recipe, saved
+from boxwise.run.find import pretrain_recipe, saved
 from boxwise.run.fit import fitted, given_keys, scaled_rate
 from boxwise.run.memory import blank_batch, free_memory, largest_batch
 from boxwise.run.show import picture, write_picture
@@ -46,7 +46,11 @@ class Pretraining:
 
     def figures(self) -> dict[str, Tensor]:
         method = self.module
-        seen = {} if method.watched is None else health(method.watched.query, method.watched.key, method.watched.keep)
+        seen = (
+            {}
+            if method.watched is None
+            else health(method.watched.query, method.watched.key, method.watched.keep)
+        )
         if method.ema_momentum is not None:
             seen["train/ema_momentum"] = torch.tensor(method.ema_momentum)
         return seen
@@ -74,7 +78,8 @@ def pretrain(
     settings = dict(settings or {})
     found = pretrain_recipe(recipe, config=config, settings=settings)
     source = open_images(data, images=images, max_value=found.recipe.data.max_value)
-    resolved, changes = found.recipe, []
+    resolved = found.recipe
+    changes: list[str] = []
     if found.fitted:
         given = given_keys(settings, resolved) | ({"schedule", "run"} if resume else set())
         resolved, changes = fitted(
@@ -185,7 +190,9 @@ def room(recipe: Recipe, method: Method) -> int:
     """Images that one device can train on at a time."""
     device = device_of(recipe.run.device)
     batch = blank_batch(recipe.views, recipe.method.draws(), count=2)
-    return largest_batch(method, batch, dtype=dtype_of(recipe.run.precision, device), free=free_memory(device))
+    return largest_batch(
+        method, batch, dtype=dtype_of(recipe.run.precision, device), free=free_memory(device)
+    )
 
 
 def _check_memory(recipe: Recipe, method: Method) -> None:

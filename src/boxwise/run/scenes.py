@@ -8,7 +8,14 @@ from boxwise.data.scenes import write_scenes
 
 
 def scenes(
-    out: Path, *, count: int, val: int = 100, unlabelled: int = 0, size: int = 128, seed: int = 0, overwrite: bool = False
+    out: Path,
+    *,
+    count: int,
+    val: int = 100,
+    unlabelled: int = 0,
+    size: int = 128,
+    seed: int = 0,
+    overwrite: bool = False,
 ) -> Path:
     """Writes `count` labelled training scenes, `val` to measure on and `unlabelled` to pretrain on; returns `out`."""
     counts = {"train": count, "val": val, "unlabelled": unlabelled}

@@ -84,7 +84,9 @@ def sheet(batch: Batch, regions: Regions | None, recipe: Recipe) -> Tensor:
     return torch.cat(rows, dim=1)
 
 
-def detections_sheet(labelled: Labelled, found: Sequence[Mapping[str, Any]], *, count: int, sure: float = 0.5) -> Tensor:
+def detections_sheet(
+    labelled: Labelled, found: Sequence[Mapping[str, Any]], *, count: int, sure: float = 0.5
+) -> Tensor:
     """The first `count` images: truth above, detections with a score of at least `sure` below. uint8 (3, H, W)."""
     by_image: dict[int, list[Mapping[str, Any]]] = {}
     for one in found:
