@@ -324,6 +324,9 @@ def test_problems_are_named() -> None:
     bad = DetectorConfig(frozen_stages=6, min_size=900, max_size=800, flip=1.5)
     keys = {line.split(":")[0] for line in bad.problems(pretrained=True)}
     assert keys == {"detector.frozen_stages", "detector.min_size", "detector.flip"}
+    bad = DetectorConfig(box_batch_size_per_image=0, train_sizes=(640, 2000), roi_canonical_size=-5)
+    keys = {line.split(":")[0].split(",")[0] for line in bad.problems(pretrained=True)}
+    assert keys == {"detector.box_batch_size_per_image", "detector.train_sizes", "detector.anchor_sizes"}
     assert not [*DetectorConfig(frozen_stages=2).problems(pretrained=True)]
     assert "random weights" in next(DetectorConfig(norm="frozen").problems(pretrained=False))
     assert not [*DetectorConfig().problems(pretrained=False)]

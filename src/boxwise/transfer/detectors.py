@@ -21,6 +21,17 @@ from boxwise.transfer.precision import Anchors, BoxPredictor, ProposalHead
 
 LEVELS = {"p2": "0", "p3": "1", "p4": "2", "p5": "3"}
 """Our names of the pyramid's maps, and torchvision's."""
+POSITIVE = (
+    "fpn_channels",
+    "rpn_pre_nms_train",
+    "rpn_pre_nms_test",
+    "rpn_post_nms_train",
+    "rpn_post_nms_test",
+    "rpn_batch_size_per_image",
+    "box_batch_size_per_image",
+    "detections_per_image",
+)
+"""Settings that count something."""
 
 
 @settings
@@ -93,13 +104,17 @@ class DetectorConfig:
 
     def problems(self, *, pretrained: bool) -> Iterator[str]:
         """What cannot be, or cannot work, one sentence each; `pretrained` says whether weights are loaded."""
-        for key, low, high in (
-            ("frozen_stages", 0, 5),
-            ("sampling_ratio", 0, 16),
-            ("min_size", 32, self.max_size),
-        ):
+        ranges = {"frozen_stages": (0, 5), "sampling_ratio": (0, 16), "min_size": (32, self.max_size)}
+        for key, (low, high) in ranges.items():
             if not low <= getattr(self, key) <= high:
                 yield f"detector.{key}: expected {low} to {high}, got {getattr(self, key)}"
+        for key in POSITIVE:
+            if getattr(self, key) < 1:
+                yield f"detector.{key}: expected 1 or more, got {getattr(self, key)}"
+        if any(not 32 <= size <= self.max_size for size in self.train_sizes):
+            yield f"detector.train_sizes: expected 32 to {self.max_size} each, got {[*self.train_sizes]}"
+        if min(self.anchors()) < 1 or self.canonical() < 1:
+            yield "detector.anchor_sizes, detector.roi_canonical_size: expected 1 or more"
         for key in ("flip", "box_positive_fraction", "score_threshold", "nms_threshold", "rpn_nms_threshold"):
             if not 0 <= getattr(self, key) <= 1:
                 yield f"detector.{key}: expected 0 to 1, got {getattr(self, key)}"

@@ -35,7 +35,9 @@ def predict(
 ) -> list[Result]:
     """Detections on every image of `labelled`, image after image, the surest first.
 
-    Leaves the model on `device`, and in the mode it was in. Raises BadImage at an image that cannot be read.
+    Leaves the model on `device`, and in the mode it was in. Images of one batch are padded to one size, which
+    moves their detections a little: compare figures at one `batch_size`. Raises BadImage at an image that cannot
+    be read.
     """
     device = torch.device(device)
     was_training = model.training
