@@ -1,113 +1,40 @@
-"""Which image is read when, and how it reaches the training process: everything follows from (seed, epoch, image)."""
+"""From image files to batches of views, made ahead of time: every draw is a function of (seed, epoch, image, view)."""
 
 from __future__ import annotations
 
-import os
-import signal
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from boxwise.data.augment import NUMBERS, PhotoDraws, augment, draw_photo
 from boxwise.data.cut import ViewSpec, cut_view, draw_cut
-from boxwise.data.sources import BadImage, Images
+from boxwise.data.order import NAMED, VIEW, Item, Sampler, numbers
+from boxwise.data.sources import Images
+from boxwise.data.workers import Ahead, Bad, Policy, StartMethod, Tally, default_workers
 from boxwise.geometry.views import Batch, View
-from boxwise.shapes import Picture
 
+__all__ = ["Bad", "Cutter", "Each", "Item", "Load", "Sampler", "Tally", "default_workers", "feed", "load_all"]
+
+S = TypeVar("S")
 T = TypeVar("T")
-ORDER, VIEW, BAD = 1, 2, 3
-"""Keep draws of the same seed, epoch and image apart."""
-REPLACEMENTS = 32
-"""Other images tried where one cannot be read."""
-
-
-class Item(NamedTuple):
-    """An image in one pass over the set."""
-
-    epoch: int
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sampler:
-    """The items of each micro-batch of one rank, from step `start` to `total`; a step has `accumulate` of them.
-
-    Each pass is a permutation of its own. What is left of a pass after its last whole batch is dropped, or, as a
-    `stream`, passes follow one another without a gap, and the set may be smaller than a batch. The ranks' and
-    parts' items of a step are together the batch of a single process.
-    """
-
-    count: int
-    batch_size: int
-    """Images per optimiser step, over all ranks and parts."""
-    seed: int
-    start: int
-    total: int
-    accumulate: int = 1
-    rank: int = 0
-    world: int = 1
-    stream: bool = False
-
-    def __post_init__(self) -> None:
-        if self.batch_size % (self.accumulate * self.world):
-            raise ValueError(
-                f"a batch of {self.batch_size} does not divide into {self.accumulate} parts on {self.world} ranks"
-            )
-        if self.count < 1:
-            raise ValueError("there is no image to read")
-        if not self.stream and self.count < self.batch_size:
-            raise ValueError(
-                f"{self.count} images are fewer than one batch of {self.batch_size}: add images, or pass "
-                f"--batch-size {max(2, self.count // 2 * 2)}"
-            )
-
-    def __len__(self) -> int:
-        return max(0, self.total - self.start) * self.accumulate
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        passes: dict[int, NDArray[np.int64]] = {}
-        for step in range(self.start, self.total):
-            places = [self._place(step, row) for row in range(self.batch_size)]
-            passes = {epoch: passes.get(epoch, self._order(epoch)) for epoch in {p[0] for p in places}}
-            items = [Item(epoch, int(passes[epoch][row])) for epoch, row in places]
-            micro = self.batch_size // (self.accumulate * self.world)
-            for part in range(self.accumulate):
-                first = (part * self.world + self.rank) * micro
-                yield items[first : first + micro]
-
-    def _place(self, step: int, row: int) -> tuple[int, int]:
-        if self.stream:
-            return divmod(step * self.batch_size + row, self.count)
-        epoch, batch = divmod(step, self.count // self.batch_size)
-        return epoch, batch * self.batch_size + row
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.seed, epoch, ORDER]).permutation(self.count)
-
-
-class Bad(NamedTuple):
-    """A file that could not be read, and was replaced."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A micro-batch as a worker hands it over: bytes, geometry, and every draw as a number on the host."""
+    """A micro-batch on the host: bytes, geometry, and every draw as a number."""
 
     batch: Batch
-    """Views as cut, uint8, not yet mirrored."""
+    """Views as cut, uint8, not yet mirrored. `batch.index` names the pictures that were read."""
     photos: tuple[PhotoDraws, ...]
     specs: tuple[ViewSpec, ...]
     bad: tuple[Bad, ...]
+    """Images that could not be read; others, drawn for the purpose, stand in their places."""
 
     def ready(self, device: torch.device | str) -> Batch:
         """The batch as a method takes it: on `device`, augmented, normalised."""
@@ -115,18 +42,33 @@ class Load:
         made = zip(batch.views, self.photos, self.specs, strict=True)
         return replace(batch, views=tuple(augment(view, draws, spec.photo) for view, draws, spec in made))
 
-    def pin_memory(self) -> Load:
-        """Called by torch's DataLoader. Photometric draws stay on the host, where they are read."""
-        views = tuple(
-            View(**{f.name: _pinned(getattr(v, f.name)) for f in fields(v)}) for v in self.batch.views
-        )
-        draws = {name: draw.pin_memory() for name, draw in self.batch.draws.items()}
-        return replace(self, batch=Batch(views, self.batch.index.pin_memory(), draws))
+
+class CutViews(NamedTuple):
+    """What a worker hands over. Arrays travel as bytes, tensors each take a file handle: only the large are tensors."""
+
+    pixels: tuple[Tensor, ...]
+    """Of each view, uint8 (B, 3, S, S)."""
+    crop: NDArray[np.float32]
+    """(views, B, 4), source pixels."""
+    flip: NDArray[np.bool_]
+    """(views, B)."""
+    noise: NDArray[np.float32]
+    """(views, B, NUMBERS), for the draws of `augment`."""
+    source: NDArray[np.int64]
+    """Rows of the image set."""
+    draws: dict[str, Tensor]
+    bad: tuple[Bad, ...]
+
+    def load(self, specs: tuple[ViewSpec, ...]) -> Load:
+        crop, flip, noise, index = map(torch.from_numpy, (self.crop, self.flip, self.noise, self.source))
+        views = tuple(View(pixels, crop[i], flip[i]) for i, pixels in enumerate(self.pixels))
+        photos = tuple(draw_photo(noise[i], spec.photo) for i, spec in enumerate(specs))
+        return Load(Batch(views, index, self.draws), photos, specs, self.bad)
 
 
 @dataclass(frozen=True, slots=True)
 class Cutter:
-    """Worker side: a list of items to a Load. Each image is decoded once."""
+    """Worker side: a list of items to their views. Each picture is decoded once, and forgotten once it is cut."""
 
     images: Images
     specs: tuple[ViewSpec, ...]
@@ -134,95 +76,79 @@ class Cutter:
     seed: int
     bad_images: Literal["error", "skip"]
 
-    def __call__(self, items: Sequence[Item]) -> Load:
-        bad: list[Bad] = []
-        pictures = [self._read(item, bad) for item in items]
-        views, photos = zip(*(self._view(i, items, pictures) for i in range(len(self.specs))), strict=True)
-        draws = {
-            name: torch.stack([self._noise(item, zlib.crc32(name.encode()), shape) for item in items])
-            for name, shape in self.draws.items()
-        }
-        index = torch.tensor([item.index for item in items])
-        return Load(Batch(views, index, draws), photos, self.specs, tuple(bad))
+    def __call__(self, items: Sequence[Item], bad: list[Bad]) -> CutViews:
+        policy = Policy(self.bad_images, len(self.images), self.seed)
+        shape, sides = (len(self.specs), len(items)), [spec.crop.size for spec in self.specs]
+        pixels = tuple(torch.empty((len(items), 3, side, side), dtype=torch.uint8) for side in sides)
+        crop, flip = np.empty((*shape, 4), dtype=np.float32), np.empty(shape, dtype=np.bool_)
+        noise, source = np.empty((*shape, NUMBERS), dtype=np.float32), np.empty(len(items), dtype=np.int64)
+        for row, item in enumerate(items):
+            source[row], picture = policy.read(item, self.images.read, bad)
+            for i, spec in enumerate(self.specs):
+                rng = numbers(self.seed, VIEW + i, item)
+                noise[i, row] = rng.random(NUMBERS, dtype=np.float32)
+                cut = draw_cut(rng, spec.crop, width=picture.shape[2], height=picture.shape[1])
+                pixels[i][row] = cut_view(picture, cut, spec.crop)
+                crop[i, row], flip[i, row] = cut.box, cut.flip
+        draws = {name: self._draw(name, size, items) for name, size in self.draws.items()}
+        return CutViews(pixels, crop, flip, noise, source, draws, tuple(bad))
 
-    def _read(self, item: Item, bad: list[Bad]) -> Picture:
-        """The picture, or where it cannot be read, another that the draw decides."""
-        others = np.random.default_rng([self.seed, *item, BAD]).integers(len(self.images), size=REPLACEMENTS)
-        for index in (item.index, *map(int, others)):
-            try:
-                return self.images.read(index)
-            except BadImage as error:
-                if self.bad_images == "error":
-                    raise
-                bad.append(Bad(self.images.name(index), error.reason))
-        raise ValueError(
-            f"{self.images.name(item.index)} and {REPLACEMENTS} images drawn in its place cannot be read "
-            f"({bad[0].reason}): remove the bad files, or look whether the folder is the right one"
-        )
+    def batch_bytes(self, count: int) -> int:
+        """What a batch of `count` images takes in shared memory."""
+        views = sum(3 * spec.crop.size**2 for spec in self.specs)
+        return count * (views + 4 * sum(int(np.prod(size)) for size in self.draws.values()))
 
-    def _view(self, i: int, items: Sequence[Item], pictures: Sequence[Picture]) -> tuple[View, PhotoDraws]:
-        crop = self.specs[i].crop
-        cuts, pixels, noise = [], [], []
-        for item, picture in zip(items, pictures, strict=True):
-            rng = np.random.default_rng([self.seed, *item, VIEW, i])
-            noise.append(rng.random(NUMBERS, dtype=np.float32))
-            cut = draw_cut(rng, crop, width=picture.shape[2], height=picture.shape[1])
-            cuts.append(cut)
-            pixels.append(cut_view(picture, cut, crop))
-        boxes = torch.tensor([cut.box for cut in cuts], dtype=torch.float32)
-        view = View(torch.stack(pixels), boxes, torch.tensor([cut.flip for cut in cuts]))
-        return view, draw_photo(torch.from_numpy(np.stack(noise)), self.specs[i].photo)
-
-    def _noise(self, item: Item, use: int, shape: tuple[int, ...]) -> Tensor:
-        rng = np.random.default_rng([self.seed, *item, use])
-        return torch.from_numpy(np.asarray(rng.random(shape, dtype=np.float32)))
+    def _draw(self, name: str, size: tuple[int, ...], items: Sequence[Item]) -> Tensor:
+        use = NAMED + zlib.crc32(name.encode())
+        rows = [numbers(self.seed, use, item).random(size or 1, dtype=np.float32) for item in items]
+        return torch.from_numpy(np.stack(rows).reshape(len(items), *size))
 
 
 @dataclass(frozen=True, slots=True)
-class Each(Generic[T]):
-    """Worker side: a list of items to a collated batch, item by item."""
+class Each(Generic[S, T]):
+    """Worker side: a list of items to a collated batch, sample by sample."""
 
-    sample: Callable[[int, int], T]
+    sample: Callable[[int, int], S]
     """(index, epoch) to one sample."""
-    collate: Callable[[Sequence[T]], Any]
+    collate: Callable[[Sequence[S]], T]
+    policy: Policy | None = None
+    """What becomes of images that cannot be read; none: an error."""
 
-    def __call__(self, items: Sequence[Item]) -> Any:
-        return self.collate([self.sample(item.index, item.epoch) for item in items])
+    def __call__(self, items: Sequence[Item], bad: list[Bad]) -> T:
+        return self.collate([self._sample(item, bad) for item in items])
 
-
-@dataclass(frozen=True, slots=True)
-class _Dataset:
-    """Any function of a list of items, as torch's DataLoader wants it."""
-
-    make: Callable[[Sequence[Item]], Any]
-
-    def __getitem__(self, items: Sequence[Item]) -> Any:
-        return self.make(items)
+    def _sample(self, item: Item, bad: list[Bad]) -> S:
+        if self.policy is None:
+            return self.sample(item.index, item.epoch)
+        return self.policy.read(item, lambda index: self.sample(index, item.epoch), bad)[1]
 
 
 def load_all(
-    make: Callable[[Sequence[Item]], Any],
+    make: Each[S, T],
     sampler: Sampler,
     *,
     workers: int | None = None,
     pin: bool = False,
-    start_method: Literal["fork", "spawn", "forkserver"] | None = None,
-) -> DataLoader[Any]:
-    """What `make` makes of each list of items of `sampler`, made by `workers` processes ahead of time.
+    start_method: StartMethod | None = None,
+    on_bad: Callable[[Sequence[Bad]], object] | None = None,
+) -> Ahead[T]:
+    """Batches of samples, for detectors."""
+    workers = default_workers(pin, world=sampler.world) if workers is None else workers
+    return Ahead(make, sampler, workers=workers, pin=pin, start_method=start_method, on_bad=on_bad)
 
-    One pass from start to total: workers never wait for the end of an epoch. They end when their parent does.
-    """
-    workers = default_workers(pin) if workers is None else workers
-    return DataLoader(
-        _Dataset(make),  # type: ignore[arg-type]
-        batch_size=None,
-        sampler=sampler,  # type: ignore[arg-type]
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_begin if workers else None,
-        prefetch_factor=4 if workers else None,
-        multiprocessing_context=start_method if workers else None,
-    )
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Loads of views for pretraining, one per micro-batch of this rank."""
+
+    made: Ahead[CutViews]
+    specs: tuple[ViewSpec, ...]
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+    def __iter__(self) -> Iterator[Load]:
+        return (views.load(self.specs) for views in self.made)
 
 
 def feed(
@@ -240,25 +166,17 @@ def feed(
     workers: int | None = None,
     bad_images: Literal["error", "skip"] = "skip",
     pin: bool = False,
-    start_method: Literal["fork", "spawn", "forkserver"] | None = None,
-) -> DataLoader[Load]:
-    """Loads of views for pretraining, one per micro-batch of this rank."""
+    start_method: StartMethod | None = None,
+) -> Feed:
+    """Loads of the steps `start` to `total`, `accumulate` each; `batch_size` counts all ranks and parts.
+
+    Raises ValueError with the mend where images are fewer than a batch, or shared memory is too small for the
+    workers; while read, BadImage under the policy "error", or when replacements cannot be read either.
+    """
     sampler = Sampler(len(images), batch_size, seed, start, total, accumulate, rank, world)
+    workers = default_workers(pin, world=world) if workers is None else workers
     cutter = Cutter(images, views, dict(draws), seed, bad_images)
-    return load_all(cutter, sampler, workers=workers, pin=pin, start_method=start_method)
-
-
-def default_workers(for_gpu: bool) -> int:
-    """Processes that help: a GPU's host decodes on all its cores, a CPU that trains spares one in four."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 16) if for_gpu else min(max(1, cores // 4), cores - 1)
-
-
-def _begin(worker: int) -> None:
-    """One thread a worker; Ctrl-C is for the parent, which still wants batches until its checkpoint is written."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _pinned(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.pin_memory()
+    room = cutter.batch_bytes(sampler.micro_batch)
+    return Feed(
+        Ahead(cutter, sampler, workers=workers, pin=pin, start_method=start_method, batch_bytes=room), views
+    )
