@@ -57,6 +57,13 @@ def test_join_puts_the_first_view_first() -> None:
     assert objects is not None and torch.equal(objects[2:], b.crop[:, None] + 1)
 
 
+def test_join_refuses_two_sizes() -> None:
+    """Breaks when a recipe with unlike views ends in a message about tensors."""
+    a, b = (ramp_view(torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([False]), size) for size in (96, 64))
+    with pytest.raises(ValueError, match="96 x 96 and 64 x 64"):
+        join(a, b)
+
+
 def test_batch_moves_whole() -> None:
     """Breaks when a part of the batch stays behind on the host."""
     crop = torch.tensor([[0.0, 0, 96, 96]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import box_simclr
 import pytest
@@ -257,3 +258,12 @@ def test_trap_19_when_and_how_far_teachers_move() -> None:
     follows_the_schedule("mocov2", lambda k: 0.999)
     follows_the_schedule("byol", lambda k: 1 - 0.01 * (1 + math.cos(math.pi * k / 10)) / 2)
     follows_the_schedule("scrl", lambda k: 1 - 0.03 * (1 + math.cos(math.pi * k / 10)) / 2)
+
+
+@every_method
+def test_nothing_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks when a step reads a value back (an item, a count, a boolean index): meta tensors have none."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no meta device
+    method, batch = build(name).to("meta"), a_batch(name).to("meta")
+    method(batch)["loss"].backward()
+    method.after_step(0, 10, ok=torch.ones((), device="meta"))

@@ -85,7 +85,13 @@ class Batch:
 
 
 def join(a: View, b: View) -> View:
-    """Two views as one of 2B rows, `a` first: what shares BatchNorm statistics is one batch."""
+    """Two views as one of 2B rows, `a` first: what shares BatchNorm statistics is one batch.
+
+    Raises ValueError for views of two sizes.
+    """
+    if a.image.shape[1:] != b.image.shape[1:]:
+        sizes = " and ".join(f"{v.width} x {v.height}" for v in (a, b))
+        raise ValueError(f"views of {sizes} pixels cannot be one batch; cut both to one size")
     objects = None if a.objects is None or b.objects is None else torch.cat([a.objects, b.objects])
     return View(
         torch.cat([a.image, b.image]), torch.cat([a.crop, b.crop]), torch.cat([a.flip, b.flip]), objects
