@@ -155,11 +155,8 @@ def fill(parameters: dict[str, nn.Parameter], names: list[str], *, seed: int) ->
             continue
         generator = torch.Generator().manual_seed(seed + i)
         r = torch.randn(parameter.shape, generator=generator, dtype=torch.float32).double()
-        if r.dim() > 1:
-            r = r * math.sqrt(2 / r[0].numel())
-        else:
-            r = 1 + 0.1 * r if name.endswith("weight") else 0.1 * r
-        parameter.data.copy_(r.float())
+        small = 1 + 0.1 * r if name.endswith("weight") else 0.1 * r
+        parameter.data.copy_((r * math.sqrt(2 / r[0].numel()) if r.dim() > 1 else small).float())
 
 
 def official(name: str) -> str:
