@@ -7,9 +7,10 @@ string under a field is its help. A class that may stand where another could car
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeVar, dataclass_transform
+from typing import Annotated, Literal, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
 
@@ -19,6 +20,19 @@ def settings(cls: type[T]) -> type[T]:
     """A frozen dataclass whose values are checked strictly and whose unknown keys are errors."""
     cls.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
     return dataclass(frozen=True, kw_only=True, slots=True)(cls)
+
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < pair[0] <= pair[1]:
+        raise PydanticCustomError("rising", "Expected the least, above 0, and then the largest")
+    return pair
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""Part of a whole."""
+Amount = Annotated[float, Field(ge=0)]
+Span = Annotated[tuple[float, float], AfterValidator(_rising)]
+"""Least and largest of something that is never 0."""
 
 
 @settings

@@ -12,12 +12,11 @@ from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from boxwise.config import settings
+from boxwise.config import Amount, Share, Span, settings
 from boxwise.data import blur, colour
 from boxwise.geometry.views import View
 from boxwise.shapes import Image
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Operation = Literal["jitter", "gray", "blur", "solarize"]
 NUMBERS = 13
 """Uniform numbers that the draws of one image are made of."""
@@ -27,11 +26,11 @@ NUMBERS = 13
 class Photo:
     """What is done to the pixels of a view. The defaults are MoCo-v2's."""
 
-    brightness: float = 0.4
+    brightness: Amount = 0.4
     """Factor drawn from 1 - brightness to 1 + brightness."""
-    contrast: float = 0.4
+    contrast: Amount = 0.4
     """Factor drawn from 1 - contrast to 1 + contrast; blends with the mean luma of the view."""
-    saturation: float = 0.4
+    saturation: Amount = 0.4
     """Factor drawn from 1 - saturation to 1 + saturation; blends with the luma of each pixel."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     """Turn drawn from -hue to hue, in parts of the colour circle."""
@@ -43,7 +42,7 @@ class Photo:
     """Share of views blurred."""
     blur_kind: Literal["pil", "gauss23", "resize"] = "pil"
     """pil: MoCo, InsLoc, SoCo, ReSim; gauss23: BYOL, SCRL's paper; resize: SCRL's code."""
-    sigma: tuple[float, float] = (0.1, 2.0)
+    sigma: Span = (0.1, 2.0)
     """Weakest and strongest blur, in pixels of the view; resize draws one of three sizes instead."""
     solarize: Share = 0.0
     """Share of views whose grey levels from 128 up are inverted."""
@@ -106,7 +105,7 @@ def augment(view: View, draws: PhotoDraws, photo: Photo) -> View:
     """
     out = torch.empty(view.image.shape, dtype=torch.float32, device=view.image.device)
     mean, std = (_sent(torch.tensor(numbers)[:, None, None], out) for numbers in (photo.mean, photo.std))
-    step = 1 if out.device.type == "cpu" else len(out)
+    step = _at_once(out.device, len(out))
     for start in range(0, len(out), step):
         some = slice(start, start + step)
         pixels, straight = out[some], view.image[some]
@@ -115,6 +114,10 @@ def augment(view: View, draws: PhotoDraws, photo: Photo) -> View:
             _OPERATIONS[name](pixels, draws[some], photo)
         pixels.sub_(mean).div_(std)
     return replace(view, image=out)
+
+
+def _at_once(device: torch.device, count: int) -> int:
+    return 1 if device.type == "cpu" else count
 
 
 def _mirrored(image: UInt8[Tensor, "B 3 H W"], flip: Bool[Tensor, " B"]) -> UInt8[Tensor, "B 3 H W"]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
+from pydantic import Field
+from torch import Tensor
 from torch.nn import functional as F
 
-from boxwise.config import settings
+from boxwise.config import Share, Span, settings
 from boxwise.data.augment import Photo
 from boxwise.shapes import Picture
 
@@ -20,15 +23,15 @@ TRIES = 10
 class Crop:
     """A random part of the picture, resized to a square."""
 
-    size: int = 224
+    size: Annotated[int, Field(gt=0)] = 224
     """Side of the view, in pixels."""
-    scale: tuple[float, float] = (0.2, 1.0)
+    scale: Span = (0.2, 1.0)
     """Least and largest share of the picture's area."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    ratio: Span = (3 / 4, 4 / 3)
     """Least and largest width / height of the part; equally likely on a logarithmic scale."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """How the part is resized; always antialiased."""
-    flip: float = 0.5
+    flip: Share = 0.5
     """Share of views mirrored left-right."""
 
 
@@ -83,7 +86,7 @@ def _centred(crop: Crop, width: int, height: int, flip: bool) -> Cut:
     return Cut((width - w) // 2, (height - h) // 2, w, h, flip)
 
 
-def cut_view(picture: Picture, cut: Cut, crop: Crop) -> Picture:
+def cut_view(picture: Picture, cut: Cut, crop: Crop) -> UInt8[Tensor, "3 S S"]:
     """The part of `picture` at `cut`, antialiased to `crop.size` squared, not yet mirrored.
 
     The part is cut out first, so that nothing outside it bleeds in. uint8 throughout: torch's byte kernels

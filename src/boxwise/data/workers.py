@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -21,7 +21,6 @@ from boxwise.data.decode import BadImage
 from boxwise.data.order import OTHER, Item, Sampler, numbers
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 StartMethod = Literal["fork", "spawn", "forkserver"]
 AHEAD, AHEAD_BYTES = 4, 2**30
 """Batches that each worker holds ready, and what they may take together."""
@@ -38,12 +37,6 @@ class Bad:
     index: int
     path: str
     reason: str
-
-
-class Make(Protocol[T_co]):
-    """Worker side: a list of items to a batch. Pictures that had to be replaced are appended to `bad`."""
-
-    def __call__(self, items: Sequence[Item], bad: list[Bad]) -> T_co: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +90,14 @@ class Tally:
 class Ahead(Generic[T]):
     """What `make` makes of each list of items of `sampler`, in that order.
 
-    One pass from start to total, so workers never wait for the end of an epoch. A BadImage is raised as in this
-    process, with its path; `on_bad` hears of replaced images when their batch is handed over.
+    `make` appends the images that it had to replace to the list it is given; `on_bad` hears of them when their
+    batch is handed over. One pass from start to total, so workers never wait for the end of an epoch. A BadImage
+    is raised as in this process, with its path.
     """
 
     def __init__(
         self,
-        make: Make[T],
+        make: Callable[[Sequence[Item], list[Bad]], T],
         sampler: Sampler,
         *,
         workers: int,
@@ -113,7 +107,7 @@ class Ahead(Generic[T]):
         on_bad: Callable[[Sequence[Bad]], object] | None = None,
     ) -> None:
         self.sampler, self.on_bad = sampler, on_bad
-        self._loader: DataLoader[_Made[T] | _Refused] = DataLoader(
+        self._loader: DataLoader[tuple[T, tuple[Bad, ...]] | _Refused] = DataLoader(
             _Dataset(make),  # type: ignore[arg-type]
             batch_size=None,
             sampler=sampler,
@@ -132,9 +126,10 @@ class Ahead(Generic[T]):
         for made in self._loader:
             if isinstance(made, _Refused):
                 raise BadImage(made.path, made.reason)
-            if made.bad and self.on_bad is not None:
-                self.on_bad(made.bad)
-            yield made.batch
+            batch, bad = made
+            if bad and self.on_bad is not None:
+                self.on_bad(bad)
+            yield batch
 
 
 def default_workers(for_gpu: bool, *, world: int = 1) -> int:
@@ -148,11 +143,6 @@ def default_workers(for_gpu: bool, *, world: int = 1) -> int:
     return min(share, 16) if for_gpu else min(max(1, share // 4), share - 1)
 
 
-class _Made(NamedTuple, Generic[T]):
-    batch: T
-    bad: tuple[Bad, ...]
-
-
 class _Refused(NamedTuple):
     """Travels instead of the exception, which torch would wrap in a worker's traceback."""
 
@@ -162,12 +152,12 @@ class _Refused(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Dataset(Generic[T]):
-    make: Make[T]
+    make: Callable[[Sequence[Item], list[Bad]], T]
 
-    def __getitem__(self, items: Sequence[Item]) -> _Made[T] | _Refused:
+    def __getitem__(self, items: Sequence[Item]) -> tuple[T, tuple[Bad, ...]] | _Refused:
         bad: list[Bad] = []
         try:
-            return _Made(self.make(items, bad), tuple(bad))
+            return self.make(items, bad), tuple(bad)
         except BadImage as error:
             return _Refused(str(error.path), error.reason)
 
