@@ -29,10 +29,8 @@ class Regions:
 
 def matched(a: View, b: View, in_a: Boxes, in_b: Boxes, keep: Bool[Tensor, "B R"]) -> Regions:
     """Replaces every pair that is not kept by the whole views, so shapes stay fixed and pixels are real."""
-    whole_a = in_a.new_tensor([0, 0, a.width, a.height])
-    whole_b = in_b.new_tensor([0, 0, b.width, b.height])
     shown = keep[..., None]
-    return Regions(torch.where(shown, in_a, whole_a), torch.where(shown, in_b, whole_b), keep.flatten())
+    return Regions(torch.where(shown, in_a, a.whole()), torch.where(shown, in_b, b.whole()), keep.flatten())
 
 
 def overlap(a: View, b: View) -> Float[Tensor, "B 1 4"]:

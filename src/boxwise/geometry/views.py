@@ -53,7 +53,14 @@ class View:
     def magnification(self) -> Float[Tensor, "B 2"]:
         """View pixels per source pixel, along x and along y."""
         size = self.crop[:, 2:] - self.crop[:, :2]
-        return size.new_tensor([self.width, self.height]) / size
+        return torch.stack([self.width / size[:, 0], self.height / size[:, 1]], dim=-1)
+
+    def whole(self) -> Float[Tensor, "4"]:
+        """The box around all of the view, in view pixels; made on the device, so that nothing waits."""
+        edges = self.crop.new_zeros(4)
+        edges[2].fill_(self.width)
+        edges[3].fill_(self.height)
+        return edges
 
     def to(self, device: torch.device | str) -> View:
         """The same view on `device`; copies from pinned memory do not wait."""
