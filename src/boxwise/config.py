@@ -69,7 +69,23 @@ class LARS:
     """Divide by |g + wd p| (BYOL, SoCo) or by |g| + wd |p| (SCRL)."""
 
 
-Optimiser = SGD | LARS
+@settings
+class AdamW:
+    """Adam with decoupled weight decay: quick on short runs, and what most timm backbones other than ResNets want."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = 1e-3
+    """Learning rate at `lr_batch` images a step; the run uses lr * batch size / lr_batch."""
+    lr_batch: int = 256
+    """The batch that `lr` was stated for."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """How long gradients, and their squares, are remembered."""
+    weight_decay: float = 0.05
+    decay_1d: bool = False
+    """Weight decay on biases and norm parameters too."""
+
+
+Optimiser = SGD | LARS | AdamW
 
 
 @settings

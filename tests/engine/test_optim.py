@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from boxwise.config import LARS, SGD, Schedule
+from boxwise.config import LARS, SGD, AdamW, Schedule
 from boxwise.engine.optim import build_optimiser, learning_rate
 
 YES, NO = torch.tensor(1.0), torch.tensor(0.0)
@@ -77,8 +77,27 @@ def test_sgd_is_torchs(decay_1d: bool, nesterov: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("config", [SGD(), LARS()], ids=["sgd", "lars"])
-def test_a_refused_step_changes_nothing(config: SGD | LARS) -> None:
+@pytest.mark.parametrize("decay_1d", [True, False])
+def test_adamw_is_torchs(decay_1d: bool) -> None:
+    """Breaks when groups, decay or moments differ from torch's own."""
+    config = AdamW(weight_decay=0.3, decay_1d=decay_1d, betas=(0.8, 0.9))
+    ours, theirs = net(), net()
+    optimiser = build_optimiser(ours, config, lr=0.1)
+    groups = [
+        {"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.3 * decay_1d},
+        {"params": [p for p in theirs.parameters() if p.ndim > 1]},
+    ]
+    plain = torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.9), weight_decay=0.3, foreach=False)
+    for step in range(3):
+        set_gradients(ours, step), set_gradients(theirs, step)
+        optimiser.step_if(YES)
+        plain.step()
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", [SGD(), LARS(), AdamW()], ids=["sgd", "lars", "adamw"])
+def test_a_refused_step_changes_nothing(config: SGD | LARS | AdamW) -> None:
     """Breaks when NaN gradients reach weights or momentum of a refused step, the first one too."""
     refused, spared = net(), net()
     optimiser, reference = build_optimiser(refused, config, lr=0.5), build_optimiser(spared, config, lr=0.5)

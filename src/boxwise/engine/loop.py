@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from boxwise.config import LARS, SGD, Run, Schedule
+from boxwise.config import Optimiser, Run, Schedule
 from boxwise.engine import checkpoint
 from boxwise.engine.device import device_of, dtype_of, launch
 from boxwise.engine.folder import RunFolder
@@ -74,7 +74,7 @@ def fit(
     task: Task,
     loads: Callable[[int], Iterable[Any]],
     *,
-    optimiser: SGD | LARS,
+    optimiser: Optimiser,
     schedule: Schedule,
     run: Run,
     steps_per_epoch: int,

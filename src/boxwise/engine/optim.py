@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from boxwise.config import LARS, SGD, Schedule
+from boxwise.config import LARS, AdamW, Optimiser, Schedule
 from boxwise.shapes import Scalar
 
 Groups = Iterable[dict[str, Any]]
@@ -34,10 +34,29 @@ def learning_rate(step: int, *, base: float, schedule: Schedule, steps_per_epoch
     return schedule.final_lr + (base - schedule.final_lr) * fall
 
 
-class Descent(torch.optim.SGD):
-    """torch's fused SGD with a step that a flag on the device turns into nothing, without asking the host."""
+class Refusable:
+    """A step that a flag on the device turns into nothing, without asking the host. For torch's fused optimisers."""
 
-    found_inf: Tensor | None = None  # read by torch's fused kernel: 1 leaves parameters and momentum alone
+    param_groups: list[dict[str, Any]]
+    found_inf: Tensor | None = None  # read by torch's fused kernels: 1 leaves parameters and moments alone
+
+    def step_if(self, ok: Scalar) -> None:
+        """One step where `ok` is 1; nothing at all, not even momentum, where it is 0."""
+        self.found_inf = 1 - ok.float()
+        self.step()
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """torch's own."""
+        return super().step(closure)  # type: ignore[misc]
+
+    def set_rate(self, lr: float, *, base: float) -> None:
+        """The rate of the coming step; parts with a constant rate keep `base`."""
+        for group in self.param_groups:
+            group["lr"] = base if group["constant"] else lr
+
+
+class Descent(Refusable, torch.optim.SGD):  # type: ignore[misc]
+    """SGD with momentum."""
 
     def __init__(self, groups: Groups, *, lr: float, momentum: float, nesterov: bool) -> None:
         super().__init__(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
@@ -46,15 +65,12 @@ class Descent(torch.optim.SGD):
                 for p in group["params"]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
-    def step_if(self, ok: Scalar) -> None:
-        """One step where `ok` is 1; nothing at all, not even momentum, where it is 0."""
-        self.found_inf = 1 - ok.float()
-        self.step()
 
-    def set_rate(self, lr: float, *, base: float) -> None:
-        """The rate of the coming step; parts with a constant rate keep `base`."""
-        for group in self.param_groups:
-            group["lr"] = base if group["constant"] else lr
+class AdaptiveDescent(Refusable, torch.optim.AdamW):  # type: ignore[misc]
+    """AdamW."""
+
+    def __init__(self, groups: Groups, *, lr: float, betas: tuple[float, float]) -> None:
+        super().__init__(groups, lr=lr, betas=betas, fused=True)
 
 
 class LayerwiseDescent(Descent):
@@ -93,8 +109,8 @@ class LayerwiseDescent(Descent):
 
 
 def build_optimiser(
-    module: nn.Module, config: SGD | LARS, *, lr: float, constant_lr: Sequence[str] = ()
-) -> Descent:
+    module: nn.Module, config: Optimiser, *, lr: float, constant_lr: Sequence[str] = ()
+) -> Descent | AdaptiveDescent:
     """The optimiser of every trainable parameter; `lr` is the rate at the run's own batch size.
 
     `constant_lr` names submodules whose rate no schedule moves (SimSiam's predictor). Raises ValueError
@@ -108,7 +124,7 @@ def build_optimiser(
         constant = [prefix for prefix in constant_lr if name.startswith(f"{prefix}.")]
         matched.update(constant)
         key = (p.ndim > 1, bool(constant))
-        decayed = isinstance(config, SGD) and (p.ndim > 1 or config.decay_1d)
+        decayed = not isinstance(config, LARS) and (p.ndim > 1 or config.decay_1d)
         group = groups.setdefault(
             key,
             {
@@ -125,4 +141,6 @@ def build_optimiser(
         raise ValueError("nothing to train: no parameter requires a gradient")
     if isinstance(config, LARS):
         return LayerwiseDescent(groups.values(), config=config, lr=lr)
+    if isinstance(config, AdamW):
+        return AdaptiveDescent(groups.values(), lr=lr, betas=config.betas)
     return Descent(groups.values(), lr=lr, momentum=config.momentum, nesterov=config.nesterov)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
-from boxwise.config import LARS, SGD, Data, Run, Schedule
+from boxwise.config import LARS, SGD, AdamW, Data, Run, Schedule
 from boxwise.data.cut import ViewSpec
 from boxwise.methods import image_level, scrl
 from boxwise.methods.base import MethodConfig
@@ -18,7 +18,7 @@ from boxwise.strict import Raw, SettingsError, keys, merge, nearest, plain, read
 from boxwise.transfer.detectors import DetectorConfig
 
 C = TypeVar("C", bound="Configuration")
-Optimiser = Annotated[SGD | LARS, Field(discriminator="name")]
+Optimiser = Annotated[SGD | LARS | AdamW, Field(discriminator="name")]
 BuiltInMethod = Annotated[
     scrl.Config | image_level.MoCoConfig | image_level.BYOLConfig | image_level.SimSiamConfig,
     Field(discriminator="name"),
@@ -46,7 +46,7 @@ class Configuration(ABC):
 
     __slots__ = ()
     name: str
-    optim: SGD | LARS
+    optim: SGD | LARS | AdamW
     schedule: Schedule
     run: Run
     data: Data
@@ -123,7 +123,7 @@ class Recipe(Configuration):
     method: MethodConfig
     encoder: EncoderConfig
     views: tuple[ViewSpec, ...]
-    optim: SGD | LARS
+    optim: SGD | LARS | AdamW
     schedule: Schedule
     run: Run = Run()
     data: Data = Data()
@@ -164,7 +164,7 @@ class TransferRecipe(Configuration):
 
     name: str
     detector: DetectorConfig
-    optim: SGD | LARS
+    optim: SGD | LARS | AdamW
     schedule: Schedule
     run: Run = Run()
     data: Data = Data()
