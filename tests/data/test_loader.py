@@ -347,7 +347,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-@pytest.mark.parametrize(("start_method", "mood"), [("fork", "waits"), ("fork", "reads"), ("spawn", "reads")])
+@pytest.mark.parametrize(("start_method", "mood"), [("fork", "waits"), ("spawn", "reads")])
 def test_a_killed_trainer_leaves_no_orphans(
     photos: Path, tmp_path: Path, start_method: str, mood: str
 ) -> None:
@@ -365,7 +365,7 @@ def test_a_killed_trainer_leaves_no_orphans(
     finally:
         trainer.kill()
         trainer.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 4
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, pids))

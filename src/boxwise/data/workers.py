@@ -198,7 +198,7 @@ def _end_later(number: int, frame: FrameType | None) -> None:
 
 
 def _follow_parent(parent: int) -> None:
-    """torch's own watch misses a worker that waits to hand over a batch: nobody will take it any more."""
+    """torch's own watch looks every five seconds, and only where a worker waits for work."""
     process = multiprocessing.parent_process()
     while os.getppid() == parent and (process is None or process.is_alive()):
         time.sleep(0.5)
