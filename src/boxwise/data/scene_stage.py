@@ -14,10 +14,10 @@ from boxwise.data.scene_things import KINDS, Patch, junk, paint
 CLASSES = tuple(kind.draw.__name__ for kind in KINDS)
 """Names of the labels 1, 2, ..."""
 
-SMALLEST, LARGEST = 0.12, 0.60
+SMALLEST, LARGEST = 0.25, 0.65
 """Diameter of a thing's disc as a share of the picture's side."""
 
-VISIBLE = 0.4
+VISIBLE = 0.5
 """Least share of a thing's pixels that must be seen, those outside the picture counted as hidden."""
 
 _F = np.float32
@@ -87,11 +87,11 @@ class Stage:
         strength = dice.between(0.05, 0.3)
         self.light = (strength * cos, strength * sin)
         self.hidden = np.zeros((size, size), dtype=bool)  # by what is nearer
-        self.front = [self._junk(0.08, 0.25) for _ in range(dice.whole(0, 2))]
+        self.front = [self._junk(0.08, 0.25) for _ in range(dice.whole(0, 1))]
         for item in self.front:
             there, part = item.windows(size)
             self.hidden[there] |= item.patch.alpha[part] >= 0.5
-        self.back = [self._junk(0.08, 0.5) for _ in range(dice.whole(1, 5))]
+        self.back = [self._junk(0.08, 0.3) for _ in range(dice.whole(0, 2))]
 
     def _junk(self, low: float, high: float) -> Item:
         side = self.dice.between(low, high) * self.size
@@ -99,9 +99,9 @@ class Stage:
         return Item(paint(junk, self.dice, side=side, tilt=180, light=self.light), x, y)
 
     def cast(self) -> list[Thing]:
-        """Two to six things; a thing that finds no place where enough of it is seen is left out."""
+        """Two to four things; a thing that finds no place where enough of it is seen is left out."""
         things: list[Thing] = []
-        wanted, tried = self.dice.whole(2, 6), 0
+        wanted, tried = self.dice.whole(2, 4), 0
         while tried < wanted or len(things) < 2:
             tried += 1
             label = self.dice.whole(1, len(KINDS))
@@ -169,7 +169,7 @@ def _ground(dice: Dice, size: int) -> Field:
         side = grid.u * _F(cos) + grid.v * _F(sin) + _F(dice.between(-0.5, 0.5))
         image = mix(image, region, grid.cover(side)) if k else region.copy()
     grain = scene_paint.noise(grid, dice, dice.between(3.0, 12.0)) - _F(0.5)
-    return image + grain * _F(dice.between(0.0, 0.25))
+    return image + grain * _F(dice.between(0.0, 0.1))
 
 
 def _develop(image: Field, dice: Dice) -> NDArray[np.uint8]:
@@ -181,11 +181,11 @@ def _develop(image: Field, dice: Dice) -> NDArray[np.uint8]:
     light -= _F(dice.between(0.0, 0.15)) * (steps * steps + (steps * steps)[:, None])
     tint = _F(1.0) + (dice.field(3, 1, 1) - _F(0.5)) * _F(0.2)
     image = image * (light * tint)
-    if dice.chance(0.25):
+    if dice.chance(0.1):
         for axis in (1, 2):
             before, after = (np.take(image, at, axis) for at in _neighbours(size))
             image = (before + image * _F(2.0) + after) * _F(0.25)
-    image += (dice.field(3, size, size) - _F(0.5)) * _F(dice.between(0.0, 0.15))
+    image += (dice.field(3, size, size) - _F(0.5)) * _F(dice.between(0.0, 0.06))
     return np.floor(np.clip(image, 0.0, 1.0) * _F(255.0) + _F(0.5)).astype(np.uint8)
 
 
