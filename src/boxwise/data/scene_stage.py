@@ -17,7 +17,7 @@ CLASSES = tuple(kind.draw.__name__ for kind in KINDS)
 SMALLEST, LARGEST = 0.25, 0.65
 """Diameter of a thing's disc as a share of the picture's side."""
 
-VISIBLE = 0.5
+VISIBLE = 0.4
 """Least share of a thing's pixels that must be seen, those outside the picture counted as hidden."""
 
 _F = np.float32
