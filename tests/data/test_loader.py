@@ -23,7 +23,7 @@ from boxwise.data import workers as workers_module
 from boxwise.data.augment import Photo
 from boxwise.data.cut import Crop, ViewSpec
 from boxwise.data.decode import BadImage
-from boxwise.data.loader import Bad, Each, Item, Load, Sampler, default_workers, feed, load_all
+from boxwise.data.loader import Bad, Each, Item, Load, Sampler, Tally, default_workers, feed, load_all
 from boxwise.data.sources import Files, open_images
 from boxwise.data.workers import Policy
 
@@ -246,6 +246,16 @@ def test_nothing_readable_ends_at_once(photos: Path) -> None:
 
     with pytest.raises(BadImage, match="nor could 32 images drawn in its place be read"):
         loads(Gone(open_images(photos)))  # type: ignore[arg-type]
+
+
+def test_a_tally_counts_each_bad_image_once_and_stops_above_its_share() -> None:
+    tally = Tally(100)
+    bad = [Bad(i, f"{i}.jpg", "cut short") for i in range(6)]
+    assert tally.add(bad[:3]) == bad[:3]
+    assert tally.add(bad[1:5]) == bad[3:5]
+    assert len(tally.found) == 5  # 5 % is still allowed
+    with pytest.raises(ValueError, match=r"6 of 100 images cannot be read, more than 5%.*5\.jpg: cut short"):
+        tally.add(bad)
 
 
 def _sample(index: int, epoch: int) -> tuple[int, int]:

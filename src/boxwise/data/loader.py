@@ -16,7 +16,7 @@ from boxwise.data.augment import NUMBERS, PhotoDraws, augment, draw_photo
 from boxwise.data.cut import ViewSpec, cut_view, draw_cut
 from boxwise.data.order import NAMED, VIEW, Item, Sampler, numbers
 from boxwise.data.sources import Images
-from boxwise.data.workers import Ahead, Bad, Policy, StartMethod, default_workers
+from boxwise.data.workers import Ahead, Bad, Policy, StartMethod, Tally, default_workers
 from boxwise.geometry.views import Batch, View
 
 __all__ = [

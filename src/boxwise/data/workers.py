@@ -67,6 +67,26 @@ class Policy:
         )
 
 
+class Tally:
+    """The bad images of a run, each counted once. Raises ValueError when they are more than `limit` of the set."""
+
+    def __init__(self, count: int, *, limit: float = 0.05) -> None:
+        self.count, self.limit = count, limit
+        self.found: dict[int, Bad] = {}
+
+    def add(self, bad: Sequence[Bad]) -> list[Bad]:
+        """Those that were not known yet."""
+        new = {b.index: b for b in bad if b.index not in self.found}
+        self.found |= new
+        if len(self.found) > self.limit * self.count:
+            last = [*self.found.values()][-1]
+            raise ValueError(
+                f"{len(self.found)} of {self.count} images cannot be read, more than {self.limit:.0%} (such as "
+                f"{last.path}: {last.reason}): remove the bad files, or look whether --data is the right place"
+            )
+        return [*new.values()]
+
+
 class Ahead(Generic[T]):
     """What `make` makes of each list of items of `sampler`, in that order.
 
