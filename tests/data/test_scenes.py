@@ -23,7 +23,7 @@ SIZE = 96
 
 @cache
 def many() -> list[Scene]:
-    return [scene(i, seed=5, size=SIZE) for i in range(240)]
+    return [scene(i, seed=6, size=SIZE) for i in range(240)]
 
 
 def digest(s: Scene) -> str:
