@@ -139,10 +139,10 @@ def report(images: Files, seconds: dict[str, list[float]], *, rounds: int, load:
     pixels = statistics.mean(h * w for h, w in sizes) / 1e6
     return f"""# Two 224 views from JPEG files, one core
 
-{datetime.date.today()}, {processor()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, load {load:.1f}
-before the start. torch {torch.__version__}, torchvision {torchvision.__version__}, PIL {PIL.__version__},
-Python {platform.python_version()}. {len(images)} images of {pixels:.2f} megapixels on average, {rounds} rounds,
-one thread, MoCo-v2's augmentation.
+{datetime.date.today()}, {processor()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores,
+load {load:.1f} before the start. torch {torch.__version__}, torchvision {torchvision.__version__},
+PIL {PIL.__version__}, Python {platform.python_version()}. {len(images)} images of {pixels:.2f} megapixels on average,
+{rounds} rounds, one thread, MoCo-v2's augmentation.
 
 {table(seconds)}
 

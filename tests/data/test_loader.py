@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -387,10 +386,38 @@ def test_workers_outlast_a_signal_to_the_group(photos: Path) -> None:
             start_method="fork",
         )
     )
-    next(made)
+    next(made), next(made)  # of one worker each
 
     children = [p.pid for p in multiprocessing.active_children()]
-    for pid in children:
-        os.kill(pid, signal.SIGTERM)
-        os.kill(pid, signal.SIGINT)
-    assert len(list(made)) == 39
+    for name in ("-INT", "-TERM"):
+        subprocess.run(["kill", name, *map(str, children)], check=True)
+    assert len(list(made)) == 38
+
+
+ENDING = """
+    import sys
+    from boxwise.data.cut import Crop, ViewSpec
+    from boxwise.data.loader import feed
+    from boxwise.data.sources import open_images
+
+    specs = (ViewSpec(crop=Crop(size=32)),)
+    made = feed(open_images(sys.argv[1]), specs, {}, batch_size=8, seed=0, start=0, total=10**6, workers=2,
+                start_method="fork")
+    iterator = iter(made)
+    next(iterator)
+    print("read", flush=True)
+    raise ValueError("something went wrong")
+"""
+
+
+def test_a_trainer_that_fails_ends_soon(photos: Path, tmp_path: Path) -> None:
+    """Breaks when workers that outlast signals make their own parent wait."""
+    script = tmp_path / "ending.py"
+    script.write_text(textwrap.dedent(ENDING))
+    trainer = subprocess.Popen(
+        [sys.executable, str(script), str(photos)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert trainer.stdout is not None and trainer.stdout.readline() == "read\n"
+    start = time.monotonic()
+    assert "something went wrong" in trainer.communicate(timeout=60)[1]
+    assert time.monotonic() - start < 15 and trainer.returncode == 1

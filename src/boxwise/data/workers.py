@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import shutil
@@ -11,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 import torch
@@ -24,8 +24,9 @@ T = TypeVar("T")
 StartMethod = Literal["fork", "spawn", "forkserver"]
 AHEAD, AHEAD_BYTES = 4, 2**30
 """Batches that each worker holds ready, and what they may take together."""
-GRACE = 20.0
-"""Seconds that workers go on after SIGTERM: stopped as a group, the trainer still wants its batch, then saves."""
+POLL, GRACE = 0.5, 20.0
+"""Seconds between two looks at the parent, and that a worker goes on after SIGTERM from another process: stopped as
+a group, the trainer still wants its batch, then saves."""
 REPLACEMENTS = 32
 """Other images tried where one cannot be read."""
 
@@ -184,22 +185,28 @@ def _ahead(workers: int, batch_bytes: int | None) -> int:
 
 
 def _begin(worker: int) -> None:
-    """One thread a worker. Signals are for the parent, which still wants batches until its checkpoint is written."""
+    """One thread a worker. Ctrl-C is for the parent, which still wants its batch and then saves."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_later)
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # left to the thread
     threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_later(number: int, frame: FrameType | None) -> None:
-    timer = threading.Timer(GRACE, os._exit, (128 + number,))
-    timer.daemon = True
-    timer.start()
-
-
 def _follow_parent(parent: int) -> None:
-    """torch's own watch looks every five seconds, and only where a worker waits for work."""
-    process = multiprocessing.parent_process()
-    while os.getppid() == parent and (process is None or process.is_alive()):
-        time.sleep(0.5)
-    os._exit(1)
+    """Ends this process when its parent is gone or says so, or a while after another process says so.
+
+    torch's own watch looks every five seconds, and only where a worker waits for work. The exit is always clean:
+    torch raises an error in a parent whose worker fails, in the middle of whatever it does.
+    """
+    process, last = multiprocessing.parent_process(), math.inf
+    parents = {parent} if process is None else {parent, process.pid}  # two under a fork server
+    while os.getppid() == parent and (process is None or process.is_alive()) and time.monotonic() < last:
+        if hasattr(signal, "sigtimedwait"):
+            told = signal.sigtimedwait({signal.SIGTERM}, POLL)
+            if told is not None and told.si_pid in parents:
+                break
+            last = min(last, time.monotonic() + GRACE) if told is not None else last
+        else:
+            time.sleep(POLL)
+    os._exit(0)
