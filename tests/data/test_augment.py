@@ -83,6 +83,24 @@ def test_a_batch_as_one_equals_image_after_image(monkeypatch: pytest.MonkeyPatch
     assert (one_by_one - together).abs().max() < 1e-5
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("kind", ["pil", "gauss23", "resize"])
+def test_a_gpu_makes_the_same_views_and_waits_for_nothing(kind: str) -> None:
+    """Breaks when a draw is read back from the device, or an operation differs there."""
+    photo = replace(EVERY, blur_kind=kind, mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.25))  # type: ignore[arg-type]
+    view, draws = a_view(16), draw_photo(noise(16), photo)
+    here, there = augment(view, draws, photo).image, view.to("cuda")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        seen = augment(there, draws, photo).image
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    apart = (seen.cpu() - here).abs()
+    assert apart.quantile(0.99) < 1e-3 and apart.mean() < 1e-3
+
+
 def test_an_image_comes_out_the_same_in_every_batch() -> None:
     """Breaks resuming, ranks and accumulation: the last bit must not depend on the neighbours."""
     photo = replace(EVERY, blur_kind="pil")

@@ -91,6 +91,16 @@ def test_workers_change_nothing(photos: Path, start_method: str) -> None:
     assert same(loads(images), loads(images, workers=2, start_method=start_method))
 
 
+def test_only_pictures_and_a_methods_draws_take_file_handles(photos: Path) -> None:
+    """Each tensor of a worker takes one; breaks where 16 workers with batches ahead pass a limit of 1024."""
+    made = feed(open_images(photos), SPECS, DRAWS, batch_size=8, seed=7, start=0, total=1, workers=1).made
+    for views in made:
+        assert all(
+            isinstance(part, np.ndarray) for part in (views.crop, views.flip, views.noise, views.source)
+        )
+        assert len(views.pixels) + len(views.draws) == 4
+
+
 def test_any_step_can_be_the_first(photos: Path) -> None:
     """Resuming: breaks when a draw depends on what was drawn before. Steps 0 to 6 cross three epochs."""
     images = open_images(photos)
