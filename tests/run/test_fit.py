@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from boxwise.config import Run
 from boxwise.nn.encoder import build_encoder
 from boxwise.recipes import pretrain, transfer
-from boxwise.run.fit import fitted, fitted_transfer, given_keys, rate
-from boxwise.run.memory import blank_batch, fixed, kept_per_image, largest_batch
+from boxwise.run.find import pretrain_recipe, saved
+from boxwise.run.fit import as_started, fitted, fitted_transfer, given_keys, on_ranks, rate
+from boxwise.run.memory import blank_batch, fixed, free_memory, kept_per_image, largest_batch
+from boxwise.strict import SettingsError, dump_yaml
 
 
 def test_a_small_folder_gets_a_batch_a_warm_up_and_a_queue_that_fit() -> None:
@@ -72,3 +75,41 @@ def test_memory_is_counted_per_image_and_leaves_no_trace() -> None:
     small = largest_batch(method, batch, dtype=torch.float32, free=fixed(method) + 10 * two)
     assert 6 <= small <= 9
     assert largest_batch(method, batch, dtype=torch.float32, free=fixed(method) // 2) == 0
+
+
+def test_what_a_file_sets_is_given_too(tmp_path) -> None:
+    (tmp_path / "mine.yaml").write_text("run: {batch_size: 6}\nmethod: {queue: 99}\n")
+    found = pretrain_recipe("mocov2", config=tmp_path / "mine.yaml", settings={"seed": 3, "image_size": 64})
+    assert found.given == {
+        "run.batch_size",
+        "method.queue",
+        "run.seed",
+        "views.0.crop.size",
+        "views.1.crop.size",
+    }
+
+
+def test_a_resumed_recipe_keeps_what_was_fitted_and_what_the_user_says_now(tmp_path) -> None:
+    recipe = pretrain.mocov2_r50_200ep()
+    assert as_started(recipe, tmp_path, given=()) is None
+    began = recipe.changed({"batch_size": 32, "method.queue": 64, "schedule.warmup_steps": 5, "lr": 9.0})
+    (tmp_path / "config.yaml").write_text(dump_yaml(saved(began, "mocov2")))
+    again = as_started(recipe, tmp_path, given={"method.queue"})
+    assert again == recipe.changed({"batch_size": 32, "schedule.warmup_steps": 5})
+    assert as_started(pretrain.byol_r50_300ep(), tmp_path, given=()) is None
+
+
+def test_processes_that_torchrun_started_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert on_ranks(pretrain.scrl_fpn()) == pretrain.scrl_fpn()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    run = on_ranks(pretrain.mocov2_r50_200ep().changed({"batch_size": 12})).run
+    assert (run.devices, run.nodes) == (2, 3)
+    with pytest.raises(SettingsError, match="256 is not a multiple of 6"):
+        on_ranks(pretrain.mocov2_r50_200ep())
+
+
+def test_ranks_of_a_machine_hear_the_same_share_of_its_memory() -> None:
+    alone, half = free_memory(torch.device("cpu")), free_memory(torch.device("cpu"), ranks=2)
+    assert alone > 0 and half == free_memory(torch.device("cpu"), ranks=2)
+    assert abs(free_memory(torch.device("cpu"), ranks=4) * 2 - half) <= 2

@@ -42,7 +42,7 @@ def evaluate(
 
 
 def load_detector(run: Path) -> tuple[FasterRCNN, DetectorConfig, tuple[Category, ...]]:
-    """The detector that `boxwise finetune` left in `run`, its settings, and its categories in the order of its labels."""
+    """The detector that `boxwise finetune` left in `run`, its settings, its categories in the order of labels."""
     file = find_model(run)
     card = read_card(file.parent)
     if "detector" not in card:

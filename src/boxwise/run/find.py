@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from boxwise.recipes import pretrain as pretraining
 from boxwise.recipes import transfer as transferring
 from boxwise.recipes.recipe import Configuration, Recipe, TransferRecipe
+from boxwise.run.fit import given_keys
 from boxwise.strict import SettingsError, load_yaml, nearest, plain
 
 R = TypeVar("R", bound=Configuration)
@@ -26,6 +27,8 @@ class Found(Generic[R]):
     """What was named: a recipe's name or FILE.py:FUNCTION, absolute."""
     fitted: bool
     """A short method or family name: length and batch follow the data. Published runs stay as they are."""
+    given: frozenset[str]
+    """The full dotted keys that file and flags set: these are the user's, and nothing fits them."""
 
 
 def pretrain_recipe(
@@ -77,7 +80,9 @@ def _found(
         file.pop("name", None)
         layers.append(file)
         fitted = fitted and not _whole(file, recipe)
-    return Found(recipe.changed(*layers, settings or {}), source, fitted)
+    layers.append(settings or {})
+    given = frozenset(key for layer in layers for key in given_keys(layer, recipe))
+    return Found(recipe.changed(*layers), source, fitted, given)
 
 
 def _whole(file: Mapping[str, Any], recipe: Configuration) -> bool:

@@ -13,15 +13,17 @@ import torch
 from torch import distributed as dist
 from torchvision.models.detection import FasterRCNN
 
-from boxwise.data.loader import Each, Sampler, load_all
+from boxwise.data.loader import Each, Policy, Sampler, load_all
 from boxwise.data.targets import Labelled, choose, open_labelled
+from boxwise.engine.atomic import write_text
 from boxwise.engine.device import leads
 from boxwise.engine.folder import RunFolder
 from boxwise.engine.loop import device_of, dtype_of, fit
 from boxwise.interop.files import IMAGENET_MEAN, IMAGENET_STD, Weights, load_weights, write_state
 from boxwise.recipes.recipe import TransferRecipe
+from boxwise.run.bad_images import BadImages
 from boxwise.run.find import saved, transfer_recipe
-from boxwise.run.fit import fitted_transfer, given_keys, scaled_rate
+from boxwise.run.fit import fitted_transfer, on_ranks, scaled_rate
 from boxwise.run.show import detections_sheet, write_picture
 from boxwise.strict import SettingsError, dump_yaml, plain
 from boxwise.transfer.detectors import build_detector, parts
@@ -53,9 +55,11 @@ def finetune(
     """
     settings = dict(settings or {})
     found = transfer_recipe(recipe, config=config, settings=settings)
-    given = given_keys(settings, found.recipe)
+    given = found.given
     pretrained = None if weights is None else load_weights(weights)
-    resolved = found.recipe if pretrained is None else adopted(found.recipe, pretrained, given)
+    resolved = on_ranks(found.recipe)
+    if pretrained is not None:
+        resolved = adopted(resolved, pretrained, given)
     if impossible := list(resolved.detector.problems(pretrained=pretrained is not None)):
         raise SettingsError(impossible)
     train, test = labelled_splits(data, images=images, val=val, max_value=resolved.data.max_value)
@@ -144,6 +148,8 @@ def run_transfer(
         "test_images": len(test),
         "test_fingerprint": test.fingerprint(),
         "weights": None if weights is None else weights.source,
+        "mean": [*mean],
+        "std": [*std],
     }
     with RunFolder.open(
         out,
@@ -157,11 +163,10 @@ def run_transfer(
     ) as folder:
         folder.write("labelled.txt", "".join(f"{train.name(i)}\n" for i in range(len(train))))
         folder.write("match.txt", f"{report}\n" if report is not None else "random weights\n")
-        began = time.perf_counter()
-        task = DetectionTask(detector)
-        fit(
-            task,
-            _loads(recipe, train),
+        bad = BadImages(folder, train)
+        done = fit(
+            DetectionTask(detector),
+            _loads(recipe, train, bad),
             optimiser=recipe.optim,
             schedule=recipe.schedule,
             run=run,
@@ -171,17 +176,21 @@ def run_transfer(
             resume=resume,
             sync_norm=recipe.detector.norm == "sync",
         )
+        bad.close()
         if folder.writes:
             _keep(folder.path, detector, recipe, train, mean, std)
-            measure(folder.path, detector, recipe, test, seconds=time.perf_counter() - began)
+            measure(folder.path, detector, recipe, test, seconds=done.seconds)
     return out
 
 
 def measure(
     folder: Path, detector: FasterRCNN, recipe: TransferRecipe, test: Labelled, *, seconds: float
 ) -> dict[str, Any]:
-    """Writes detections.json, results.json and figures/detections.png; returns the results."""
-    device = device_of(recipe.run.device)
+    """Writes detections.json, results.json and figures/detections.png; returns the results.
+
+    `seconds` of training, to which the time of the measurement is added.
+    """
+    began, device = time.perf_counter(), device_of(recipe.run.device)
     found = predict(
         detector,
         test,
@@ -190,14 +199,18 @@ def measure(
         device=device,
         precision="bf16" if dtype_of(recipe.run.precision, device) == torch.bfloat16 else "fp32",
     )
-    results = {**coco_figures(test.coco(), found), "images": len(test), "seconds": round(seconds, 1)}
-    (folder / "detections.json").write_text(json.dumps(found))
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    figures = coco_figures(test.coco(), found)
+    seconds += time.perf_counter() - began
+    results = {**figures, "images": len(test), "seconds": round(seconds, 1)}
+    write_text(folder / "detections.json", json.dumps(found))
+    write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
     write_picture(detections_sheet(test, found, count=6), folder / "figures" / "detections.png")
     return results
 
 
-def _loads(recipe: TransferRecipe, train: Labelled) -> Callable[[int], Iterable[DetectionBatch]]:
+def _loads(
+    recipe: TransferRecipe, train: Labelled, bad: BadImages
+) -> Callable[[int], Iterable[DetectionBatch]]:
     """Batches of this rank from any step on. Few images are passed over again and again without a gap."""
     run = recipe.run
 
@@ -215,8 +228,14 @@ def _loads(recipe: TransferRecipe, train: Labelled) -> Callable[[int], Iterable[
             stream=True,
         )
         samples = TrainSamples(train, recipe.detector, run.seed)
-        pin = device_of(run.device).type == "cuda"
-        return load_all(Each(samples.sample, collate), sampler, workers=recipe.data.workers, pin=pin)
+        policy = Policy(recipe.data.bad_images or "error", len(train), run.seed)
+        return load_all(
+            Each(samples.sample, collate, policy),
+            sampler,
+            workers=recipe.data.workers,
+            pin=device_of(run.device).type == "cuda",
+            on_bad=bad.add,
+        )
 
     return loads
 

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+from boxwise.engine.device import processes
 from boxwise.recipes.recipe import Configuration, Recipe, TransferRecipe
-from boxwise.strict import plain
+from boxwise.strict import load_yaml, plain
 
+C = TypeVar("C", bound=Configuration)
 CPU_BATCH = 64
 """More images a step only make a CPU wait longer for the next one."""
 WARMUP_SHARE = 0.1
 TRANSFER_STEPS = (600, 12_000)
 """Fewest and most steps of a fine-tuning whose length follows the data."""
+FITTED = ("run.batch_size", "method.queue", "schedule.warmup_epochs", "schedule.warmup_steps")
+"""What fitting a pretraining recipe may change."""
+
+
+def on_ranks(recipe: C) -> C:
+    """`recipe` with the processes that torchrun or SLURM has started, where one of them has."""
+    devices, nodes = processes(recipe.run)
+    if (devices, nodes) == (recipe.run.devices, recipe.run.nodes):
+        return recipe
+    return recipe.changed({"run.devices": devices, "run.nodes": nodes})
 
 
 def fitted(
@@ -40,6 +53,19 @@ def fitted(
         why.append(f"queue {queue} -> {length} (at most half of {images} images)")
     recipe = recipe.changed(changes)
     return _short_warmup(recipe, max(1, images // batch), given, why), why
+
+
+def as_started(recipe: Recipe, out: Path, *, given: Collection[str]) -> Recipe | None:
+    """`recipe` as it was fitted when the run in `out` began, however much memory is free by now.
+
+    Settings named in `given` are the user's and stay. None where no run of this recipe began there.
+    """
+    file = out / "config.yaml"
+    before = _flat(load_yaml(file)) if file.is_file() else {}
+    if before.get("name") != recipe.name:
+        return None
+    now = _flat(plain(recipe))
+    return recipe.changed({k: before[k] for k in FITTED if k in before and k in now and k not in given})
 
 
 def fitted_transfer(
@@ -71,14 +97,19 @@ def rate(recipe: Configuration) -> float:
 
 
 def given_keys(settings: Mapping[str, Any], recipe: Configuration) -> set[str]:
-    """The full dotted keys that a user set by flags."""
+    """The full dotted keys that a user set."""
     return set(_flat(recipe.nested(settings)))
 
 
-def _flat(nest: Any, at: str = "") -> list[str]:
+def _flat(nest: Any, at: str = "") -> dict[str, Any]:
+    """Values by full dotted key."""
     if not isinstance(nest, dict):
-        return [at]
-    return [key for k, v in nest.items() for key in _flat(v, f"{at}.{k}" if at else str(k))]
+        return {at: nest}
+    return {
+        k: v
+        for key, inner in nest.items()
+        for k, v in _flat(inner, f"{at}.{key}" if at else str(key)).items()
+    }
 
 
 def _short_warmup(recipe: Any, steps_per_epoch: int, given: Collection[str], why: list[str]) -> Any:

@@ -72,16 +72,20 @@ def largest_batch(module: nn.Module, batch: Batch, *, dtype: torch.dtype, free: 
     return max(0, int((free - fixed(module)) / (per_image * SLACK)))
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be had now on `device`."""
+def free_memory(device: torch.device, *, ranks: int = 1) -> int:
+    """Bytes that can be had now on `device`.
+
+    For one of several `ranks` of a machine: its part of all there is, whoever holds it now, so that ranks which
+    ask at different moments hear the same.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        return int(torch.cuda.mem_get_info(device)[0 if ranks == 1 else 1])
     meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
     if not meminfo.exists():  # macOS
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (2 * ranks)
     lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-    free = int(lines["MemAvailable"].split()[0]) * 1024
+    free = int(lines["MemAvailable" if ranks == 1 else "MemTotal"].split()[0]) * 1024
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
         used = Path("/sys/fs/cgroup/memory.current")
-        free = min(free, int(text) - (int(used.read_text()) if used.exists() else 0))
-    return free
+        free = min(free, int(text) - (int(used.read_text()) if ranks == 1 and used.exists() else 0))
+    return free // ranks

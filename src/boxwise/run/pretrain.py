@@ -18,12 +18,13 @@ from boxwise.engine.folder import RunFolder
 from boxwise.engine.health import health
 from boxwise.engine.loop import device_of, dtype_of, fit
 from boxwise.geometry.views import Batch
-from boxwise.interop.files import load_weights, save_weights
+from boxwise.interop.files import Weights, load_weights, save_weights
 from boxwise.methods.base import Method
 from boxwise.nn.encoder import build_encoder
 from boxwise.recipes.recipe import Recipe
+from boxwise.run.bad_images import BadImages
 from boxwise.run.find import pretrain_recipe, saved
-from boxwise.run.fit import fitted, given_keys, scaled_rate
+from boxwise.run.fit import as_started, fitted, on_ranks, scaled_rate
 from boxwise.run.memory import blank_batch, free_memory, largest_batch
 from boxwise.run.show import picture, write_picture
 from boxwise.strict import dump_yaml, plain
@@ -78,17 +79,19 @@ def pretrain(
     settings = dict(settings or {})
     found = pretrain_recipe(recipe, config=config, settings=settings)
     source = open_images(data, images=images, max_value=found.recipe.data.max_value)
-    resolved = found.recipe
+    resolved = on_ranks(found.recipe)
     changes: list[str] = []
     if found.fitted:
-        given = given_keys(settings, resolved) | ({"schedule", "run"} if resume else set())
-        resolved, changes = fitted(
-            resolved,
-            images=len(source),
-            room=room(resolved, build(resolved)),
-            on_cpu=device_of(resolved.run.device).type == "cpu",
-            given=given,
-        )
+        started = as_started(resolved, Path(out), given=found.given) if resume else None
+        if started is None:
+            started, changes = fitted(
+                resolved,
+                images=len(source),
+                room=room(resolved, build(resolved)),
+                on_cpu=device_of(resolved.run.device).type == "cpu",
+                given=found.given,
+            )
+        resolved = started
     if leads():
         for line in [*changes, scaled_rate(resolved)]:
             print(f"  {line}", file=sys.stderr)
@@ -129,27 +132,29 @@ def run_recipe(
     total = recipe.schedule.steps or max(1, round((recipe.schedule.epochs or 0) * steps_per_epoch))
     method = build(recipe)
     if init is not None:
-        report = load_weights(init).into(method.handed_over())
-        print(report, file=sys.stderr)
-        report.require(["backbone"])
-        method.begin()
+        _start_from(load_weights(init), method)
     _check_memory(recipe, method)
     with RunFolder.open(
         out,
         kind="pretrain",
         config=dump_yaml(saved(recipe, origin)),
-        data={"images": len(source), "fingerprint": source.fingerprint()},
+        data={
+            "images": len(source),
+            "fingerprint": source.fingerprint(),
+            "init": None if init is None else str(init),
+        },
         seed=run.seed,
         resume=resume,
         overwrite=overwrite,
         allow_drift=allow_drift,
     ) as folder:
+        bad = BadImages(folder, source)
         figure = folder.path / "figures" / "views.png"
         if folder.writes and not figure.exists():
             write_picture(picture(recipe, method, source, count=min(4, len(source))), figure)
         fit(
             Pretraining(method),
-            _loads(recipe, source, total),
+            _loads(recipe, source, total, bad),
             optimiser=recipe.optim,
             schedule=recipe.schedule,
             run=run,
@@ -161,9 +166,20 @@ def run_recipe(
             sync_norm=method.sync_norm,
             compiled=[method.student.encoder],
         )
+        bad.close()
         if not folder.writes:
             return folder.path / "export"
         return save_weights(folder.path / "export", method.handed_over(), card(recipe))
+
+
+def _start_from(weights: Weights, method: Method) -> None:
+    """Fills what `method` trains and `weights` hold. Raises WeightsError where some of it did not arrive."""
+    modules = method.handed_over()
+    report = weights.into(modules)
+    if leads():
+        print(report, file=sys.stderr)
+    report.require(["backbone", *(part for part in weights.parts if part in modules and part != "backbone")])
+    method.begin()
 
 
 def build(recipe: Recipe) -> Method:
@@ -190,9 +206,8 @@ def room(recipe: Recipe, method: Method) -> int:
     """Images that one device can train on at a time."""
     device = device_of(recipe.run.device)
     batch = blank_batch(recipe.views, recipe.method.draws(), count=2)
-    return largest_batch(
-        method, batch, dtype=dtype_of(recipe.run.precision, device), free=free_memory(device)
-    )
+    dtype, ranks = dtype_of(recipe.run.precision, device), recipe.run.devices
+    return largest_batch(method, batch, dtype=dtype, free=free_memory(device, ranks=ranks))
 
 
 def _check_memory(recipe: Recipe, method: Method) -> None:
@@ -208,14 +223,14 @@ def _check_memory(recipe: Recipe, method: Method) -> None:
         )
 
 
-def _loads(recipe: Recipe, source: Images, total: int) -> Callable[[int], Iterable[Load]]:
+def _loads(recipe: Recipe, source: Images, total: int, bad: BadImages) -> Callable[[int], Iterable[Load]]:
     """Batches of this rank from any step on."""
     run = recipe.run
 
     def loads(start: int) -> Iterable[Load]:
         met = dist.is_initialized()
         world = dist.get_world_size() if met else 1
-        return feed(
+        made = feed(
             source,
             recipe.views,
             recipe.method.draws(),
@@ -230,5 +245,6 @@ def _loads(recipe: Recipe, source: Images, total: int) -> Callable[[int], Iterab
             bad_images=recipe.data.bad_images or "skip",
             pin=device_of(run.device).type == "cuda",
         )
+        return bad.watch(made)
 
     return loads
