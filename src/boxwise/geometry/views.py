@@ -55,7 +55,7 @@ class View:
         size = self.crop[:, 2:] - self.crop[:, :2]
         return torch.stack([self.width / size[:, 0], self.height / size[:, 1]], dim=-1)
 
-    def whole(self) -> Float[Tensor, "4"]:
+    def whole(self) -> Float[Tensor, " 4"]:
         """The box around all of the view, in view pixels; made on the device, so that nothing waits."""
         edges = self.crop.new_zeros(4)
         edges[2].fill_(self.width)
