@@ -69,3 +69,18 @@ def rows(run: Path) -> list[dict[str, Any]]:
 def facts(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run / "run.json").read_text())
     return found
+
+
+DETECTOR: dict[str, Any] = {
+    "backbone": "test_resnet",
+    "detector.fpn_channels": 16,
+    "image_size": 64,
+    "batch_size": 4,
+    "steps": 2,
+    "workers": 0,
+    "device": "cpu",
+    "precision": "fp32",
+    "run.log_every": 1,
+    "run.threads": 1,
+}
+"""Flags that make a detector tiny."""
