@@ -65,6 +65,9 @@ class Config:
     """Hidden width of projector and predictor."""
     last_bias: bool = False
     """A bias in the last layer of projector and predictor."""
+    centred: bool = False
+    """Ours: a norm after the projector's last layer takes the mean out of the targets. What is left to predict is
+    how boxes differ, so that a run of minutes learns more than the mean."""
     momentum: float = 0.97
     """Teacher momentum at the first step; rises to 1 along a cosine."""
     target_init: Literal["copy", "random"] = "copy"
@@ -141,5 +144,7 @@ def tap(config: Config, encoder: Encoder) -> Tap:
         pool = LevelBySize(limits, size, aligned=aligned)
     head = box_head(channels, size=size) if config.box_head else None
     inputs = channels * size**2 if head is None else BOX_HEAD_WIDTH
-    project = projector(inputs, config.hidden, config.width, last_bias=config.last_bias)
+    project = projector(
+        inputs, config.hidden, config.width, last_bias=config.last_bias, centred=config.centred
+    )
     return Tap(pool, project, box_head=head)

@@ -14,18 +14,24 @@ BOX_HEAD_WIDTH = 1024
 """Numbers per box that `box_head` gives."""
 
 
-def projector(inputs: int, hidden: int, outputs: int, *, last_bias: bool) -> nn.Sequential:
+def projector(
+    inputs: int, hidden: int, outputs: int, *, last_bias: bool, centred: bool = False
+) -> nn.Sequential:
     """The projector and the predictor of BYOL, SoCo and SCRL; SCRL's last layer has no bias.
 
     Its BatchNorm sees the rows of all ranks, and leaves padding out where `only_kept` says which rows are.
+    With `centred`, a BatchNorm without scale and shift follows the last layer, as in SimSiam's projector.
     """
-    return nn.Sequential(
+    layers = nn.Sequential(
         nn.Flatten(),
         nn.Linear(inputs, hidden),
         RowNorm(hidden),
         nn.ReLU(inplace=True),
         nn.Linear(hidden, outputs, bias=last_bias),
     )
+    if centred:
+        layers.append(RowNorm(outputs, affine=False))
+    return layers
 
 
 def moco_projector(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

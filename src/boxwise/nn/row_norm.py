@@ -25,17 +25,20 @@ class RowNorm(nn.Module):
     that shapes stay fixed and nobody waits for a count. Padding is normalised like any row.
     """
 
-    weight: Float[Tensor, " D"]
+    weight: Float[Tensor, " D"] | None
     running_mean: Float[Tensor, " D"]
     running_var: Float[Tensor, " D"]
     num_batches_tracked: Tensor
     keep: Keep | None = None
     """Set by `only_kept`; none: every row counts."""
 
-    def __init__(self, width: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+    def __init__(
+        self, width: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True
+    ) -> None:
         super().__init__()
         self.eps, self.momentum = eps, momentum
-        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.register_parameter("weight", nn.Parameter(torch.ones(width)) if affine else None)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(width)) if affine else None)
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
@@ -53,7 +56,10 @@ class RowNorm(nn.Module):
         centred = x - mean
         var = over_ranks((centred.square() * kept).sum(0)) / count.clamp(min=1)
         self._record(mean, var, count)
-        return (centred * (var + self.eps).rsqrt() * self.weight + self.bias).to(rows.dtype)
+        normed = centred * (var + self.eps).rsqrt()
+        if self.weight is not None:
+            normed = normed * self.weight + self.bias
+        return normed.to(rows.dtype)
 
     @torch.no_grad()
     def _record(self, mean: Float[Tensor, " D"], var: Float[Tensor, " D"], count: Float[Tensor, ""]) -> None:
