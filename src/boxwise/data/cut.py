@@ -6,6 +6,7 @@ import math
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from pydantic import Field
 from torch import Tensor
@@ -89,12 +90,11 @@ def _centred(crop: Crop, width: int, height: int, flip: bool) -> Cut:
 def cut_view(picture: Picture, cut: Cut, crop: Crop) -> UInt8[Tensor, "3 S S"]:
     """The part of `picture` at `cut`, antialiased to `crop.size` squared, not yet mirrored.
 
-    The part is cut out first, so that nothing outside it bleeds in. uint8 throughout: torch's byte kernels
-    resize a picture three to four times as fast as its float kernels, and fastest where the three colours of
-    a pixel lie together, as decoders leave them.
+    The part is cut out first, so that nothing outside it bleeds in. uint8 throughout, with the three colours of a
+    pixel together in memory, as decoders leave them: a third faster than by planes, several times as fast as
+    floats.
     """
     part = picture[:, cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
-    size = (crop.size, crop.size)
-    return F.interpolate(part[None], size=size, mode=crop.interpolation, antialias=True, align_corners=False)[
-        0
-    ]
+    together = part[None].contiguous(memory_format=torch.channels_last)
+    size = [crop.size, crop.size]
+    return F.interpolate(together, size, mode=crop.interpolation, antialias=True, align_corners=False)[0]

@@ -9,6 +9,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -91,7 +92,7 @@ class Cutter:
     def __call__(self, items: Sequence[Item], bad: list[Bad]) -> CutViews:
         policy = Policy(self.bad_images, len(self.images), self.seed)
         shape, sides = (len(self.specs), len(items)), [spec.crop.size for spec in self.specs]
-        pixels = tuple(torch.empty((len(items), 3, side, side), dtype=torch.uint8) for side in sides)
+        pixels = tuple(_room(len(items), side) for side in sides)
         crop, flip = np.empty((*shape, 4), dtype=np.float32), np.empty(shape, dtype=np.bool_)
         noise, source = np.empty((*shape, NUMBERS), dtype=np.float32), np.empty(len(items), dtype=np.int64)
         for row, item in enumerate(items):
@@ -114,6 +115,12 @@ class Cutter:
         use = NAMED + zlib.crc32(name.encode())
         rows = [numbers(self.seed, use, item).random(size or 1, dtype=np.float32) for item in items]
         return torch.from_numpy(np.stack(rows).reshape(len(items), *size))
+
+
+def _room(count: int, side: int) -> UInt8[Tensor, "B 3 S S"]:
+    """In the order in memory of what is put into it."""
+    shape = (count, 3, side, side)
+    return torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True, slots=True)
