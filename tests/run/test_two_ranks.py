@@ -1,0 +1,140 @@
+"""Whole runs on two CPU processes (gloo), as torchrun starts them, against one with the joint batch, in float64.
+
+MoCo-v2 is exempt: its queries' BatchNorm is each rank's own and its keys are shuffled over other groups, by design.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import facts, photos, rows, settings
+
+from boxwise.engine import checkpoint
+from boxwise.strict import load_yaml
+
+SYNCHRONISED = ("scrl", "scrl_fpn", "byol", "simsiam")
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(
+    ["boxwise.cli", "boxwise.run.pretrain", "timm", "lightning_fabric", "torch.utils.tensorboard"]
+)
+
+
+def run(
+    recipe: str, data: Path, out: Path, number: int, world: int, port: int, double: bool, steps: int
+) -> None:
+    """One process of a run; images are turned to float64 where they enter the method."""
+    torch.set_num_threads(1)
+    if world > 1:
+        os.environ |= {
+            "RANK": str(number),
+            "LOCAL_RANK": str(number),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+            "GROUP_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_RUN_ID": "test",
+        }
+    from boxwise.run import pretrain as verb
+
+    if double:
+        torch.set_default_dtype(torch.float64)
+        verb.Pretraining.prepare = in_double  # type: ignore[method-assign]
+    given = settings(recipe, batch_size=8, steps=steps, **{"run.save_every": 1, "run.keep": 2})
+    given |= {"optim.weight_decay": 0.0, "schedule.warmup_epochs": 0.0}
+    with out.with_suffix(f".{number}.log").open("w") as log, contextlib.redirect_stderr(log):
+        verb.pretrain(recipe, data, out, settings=given)
+
+
+def in_double(self: Any, load: Any, device: torch.device) -> Any:
+    batch = load.ready(device)
+    views = [dataclasses.replace(v, image=v.image.double(), crop=v.crop.double()) for v in batch.views]
+    draws = {name: numbers.double() for name, numbers in batch.draws.items()}
+    return dataclasses.replace(batch, views=tuple(views), draws=draws)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def train(recipe: str, data: Path, out: Path, *, world: int, double: bool = True, steps: int = 2) -> None:
+    port = free_port()
+    ranks = [
+        context.Process(target=run, args=(recipe, data, out, number, world, port, double, steps))
+        for number in range(world)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    logs = "".join(p.read_text()[-3000:] for p in out.parent.glob(f"{out.name}.*.log"))
+    assert [process.exitcode for process in ranks] == [0] * world, logs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return photos(tmp_path_factory.mktemp("data"), 20)
+
+
+@pytest.mark.parametrize("recipe", SYNCHRONISED)
+def test_two_ranks_train_on_the_joint_batch(recipe: str, data: Path, tmp_path: Path) -> None:
+    """Breaks when ranks read other images or draws than one process would, or see half a batch in loss or norms."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(recipe, data, one, world=1)
+    train(recipe, data, two, world=2)
+    for step in (1, 2):
+        alone, joint = (checkpoint.load(p / "checkpoints" / f"step-{step:08d}.pt") for p in (one, two))
+        assert (alone["world"], joint["world"]) == (1, 2)
+        assert alone["module"].keys() == joint["module"].keys()
+        for name, want in alone["module"].items():
+            torch.testing.assert_close(
+                joint["module"][name], want, rtol=1e-7, atol=1e-9, msg=f"{step} {name}"
+            )
+        # With a fresh optimiser, no decay and no warm-up this is the gradient, or for LARS a multiple of it.
+        moved = [
+            (a["momentum_buffer"], b["momentum_buffer"])
+            for a, b in zip(alone["optimiser"]["state"].values(), joint["optimiser"]["state"].values())
+        ]
+        assert len(moved) > 20 and any(bool(want.abs().max() > 0) for want, _ in moved)
+        floor = 1e-9 * max(float(want.abs().max()) for want, _ in moved)  # biases before a norm get noise
+        for want, have in moved:
+            assert want.dtype == torch.float64
+            torch.testing.assert_close(have, want, rtol=1e-6, atol=floor)
+    for a, b in zip(rows(one), rows(two), strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-6)  # figures are float32
+        assert a["train/grad_norm"] == pytest.approx(b["train/grad_norm"], rel=1e-6)
+    asked = load_yaml(two / "config.yaml")["run"]
+    assert (asked["devices"], asked["nodes"], facts(two)["status"]) == (2, 1, "finished")
+
+
+def test_moco_runs_on_two_ranks_and_keeps_one_queue(data: Path, tmp_path: Path) -> None:
+    """Exempt from the above. The keys of both ranks reach the queue: 2 steps of 8 fill 12 places."""
+    out = tmp_path / "two"
+    train("mocov2", data, out, world=2, double=False)
+    before, after = (
+        checkpoint.load(out / "checkpoints" / f"step-{step:08d}.pt")["module"]["queue.keys"]
+        for step in (1, 2)
+    )
+    changed = (before != after).any(dim=1)
+    assert len(after) == 12 and int(changed.sum()) == 8
+    torch.testing.assert_close(after.norm(dim=1), torch.ones(12))
+
+
+def test_both_ranks_list_their_bad_images_once(tmp_path: Path) -> None:
+    data = photos(tmp_path / "data", 40)
+    for i in (8, 9):
+        next(data.rglob(f"{i:03d}.png")).write_bytes(b"")
+    out = tmp_path / "two"
+    train("byol", data, out, world=2, double=False, steps=5)  # one pass over all
+    names = [line.split("\t")[1] for line in (out / "bad_images.txt").read_text().splitlines()]
+    assert sorted(names) == ["008.png", "deeper/009.png"] and facts(out)["bad_images"] == 2
