@@ -1,0 +1,59 @@
+"""What benchmarks/step.py takes for a method's bare passes and parts."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from tiny import settings
+
+from boxwise.recipes.pretrain import METHODS
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "step.py"
+BODIES = {  # (images, gradient wanted) of each pass through a backbone, for 4 images in two views
+    "scrl": [(8, True), (8, False)],
+    "scrl_fpn": [(8, True), (8, False)],
+    "mocov2": [(4, True), (4, False)],
+    "byol": [(4, True), (4, True), (4, False), (4, False)],
+    "simsiam": [(4, True), (4, True)],
+}
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("step_benchmark", FILE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bare_is_the_methods_own_passes(name: str, bench: ModuleType) -> None:
+    """Breaks when a pass is forgotten, counted twice, or run with gradients that the step does not want."""
+    recipe = METHODS[name]().changed(settings(name))
+    method, batch = bench.ready(recipe, torch.device("cpu"))
+    heard = bench.Heard()
+    with heard.listening(method):
+        method(batch)
+    passes = [(len(args[0]), wanted) for _, args, _, wanted in heard.calls["bare"]]
+    assert sum(n for n, wanted in passes if not wanted) == sum(n for n, w in BODIES[name] if not w)
+    assert [p for p in passes if p[1]] == [p for p in BODIES[name] if p[1]]
+    assert ("fpn" in heard.calls) == (name == "scrl_fpn") and heard.calls["loss"]
+    before = len(heard.calls["loss"])
+    method(batch)
+    assert len(heard.calls["loss"]) == before, "the method's own objective is back"
+
+
+def test_parts_are_backward_passes_too(bench: ModuleType) -> None:
+    recipe = METHODS["byol"]().changed(settings("byol"))
+    rounds = bench.measure(recipe, torch.device("cpu"), rounds=2)
+    assert len(rounds) == 2
+    assert set(rounds[0]) == {"step", "bare", *bench.PARTS} and all(v >= 0 for v in rounds[0].values())
+    cells = bench.row("byol", [{**dict.fromkeys(bench.PARTS, 0.001), "step": 0.03, "bare": 0.02}] * 3).split(
+        " | "
+    )
+    assert cells[1:5] == ["+50% (+50% to +50%)", "30.0", "20.0", "1.0"] and cells[-1].startswith("3.0")
