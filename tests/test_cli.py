@@ -82,3 +82,39 @@ def test_missing_data_is_one_sentence_and_exit_code_1(capsys: pytest.CaptureFixt
     assert main(["pretrain", "scrl", "--data", str(tmp_path / "gone"), "--out", str(tmp_path / "o")]) == 1
     said = capsys.readouterr().err.strip()
     assert said.count("\n") == 0 and str(tmp_path / "gone") in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["finetune", "faster_rcnn_fpn", "--data", "/nowhere", "--out", "o", "--labels", "ten"], "got ten"),
+        (["report"], "name the run folders"),
+    ],
+)
+def test_what_is_missing_or_no_number_is_wrong_usage(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert said in err and "/nowhere" not in err
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
+    program = (
+        "import sys; from boxwise.cli import main; sys.stdin.readline(); sys.exit(main(['list', 'methods']))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        assert running.stdin and running.stdout and running.stderr
+        running.stdout.close()
+        running.stdin.write(b"\n")
+        running.stdin.close()
+        assert running.stderr.read() == b"" and running.wait() == 0
+
+
+def test_the_help_of_a_recipe_names_its_short_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "scrl", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "usage: boxwise pretrain" in said
+    assert "--run.batch_size 8192" in said and "--batch-size, " in said and "--image-size" in said

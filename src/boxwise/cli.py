@@ -8,31 +8,37 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from boxwise.strict import SettingsError, nearest, scalar
 
 USAGE, FAILED = 2, 1
 """Exit codes, beside 0, 130 for Ctrl-C, 143 for SIGTERM, and what an error of ours carries as `exit_code`:
-3 for a run that diverged or collapsed, 4 for weights that did not arrive."""
+3 for a run that diverged, 4 for weights that did not arrive."""
+
+Named = Annotated[str, arg(metavar="RECIPE")]
+Place = Annotated[Path | None, arg(metavar="PATH")]
 
 
 @dataclasses.dataclass(kw_only=True)
 class Show:
-    """Draw the views of a recipe with their matched boxes: look before you train."""
+    """Draw the views of a recipe with their matched boxes: look before you train.
 
-    recipe: Positional[str]
+    Every setting of a recipe is a flag too: `boxwise show scrl --help` lists them.
+    """
+
+    recipe: Positional[Named]
     """A method (scrl), a published run (scrl_r50_200ep), or FILE.py:FUNCTION."""
     data: str
     """A folder of images, a list file, a COCO root, or a COCO json with --images."""
     out: Path
     """The picture to write, PNG or JPEG."""
-    images: Path | None = None
+    images: Place = None
     """The folder that the file names of a COCO json start from."""
-    config: Path | None = None
+    config: Place = None
     """Settings from a YAML file, laid over the recipe."""
     count: int = 4
     """How many images to draw."""
@@ -40,19 +46,22 @@ class Show:
 
 @dataclasses.dataclass(kw_only=True)
 class Pretrain:
-    """Pretrain a backbone, and where the recipe has them FPN and box head, on images without labels."""
+    """Pretrain a backbone, and where the recipe has them FPN and box head, on images without labels.
 
-    recipe: Positional[str]
+    Every setting of a recipe is a flag too: `boxwise pretrain scrl --help` lists them.
+    """
+
+    recipe: Positional[Named]
     """A method (scrl: fitted to the images and the device), a published run (scrl_r50_200ep), or FILE.py:FUNCTION."""
     data: str
     """A folder of images (nested, no labels needed), a list file, a COCO root, or a COCO json with --images."""
     out: Path
     """The run folder: weights come to rest in OUT/export."""
-    images: Path | None = None
+    images: Place = None
     """The folder that the file names of a COCO json start from."""
-    config: Path | None = None
+    config: Place = None
     """Settings from a YAML file, laid over the recipe; flags are laid over both."""
-    init: Path | None = None
+    init: Place = None
     """Start from these weights: ours, torchvision's or timm's."""
     resume: bool = False
     """Go on from the newest checkpoint in OUT."""
@@ -66,23 +75,26 @@ class Pretrain:
 
 @dataclasses.dataclass(kw_only=True)
 class Finetune:
-    """Train a detector on labelled images, from random or pretrained weights, and measure it."""
+    """Train a detector on labelled images, from random or pretrained weights, and measure it.
 
-    recipe: Positional[str]
+    Every setting of a recipe is a flag too: `boxwise finetune faster_rcnn_fpn --help` lists them.
+    """
+
+    recipe: Positional[Named]
     """A detector (faster_rcnn_fpn: as long as the data asks for) or FILE.py:FUNCTION."""
     data: str
     """A COCO root, or a COCO json with --images."""
     out: Path
     """The run folder."""
-    weights: Path | None = None
+    weights: Place = None
     """A pretraining run, its export folder, or a weights file of ours, torchvision's or timm's."""
-    images: Path | None = None
+    images: Place = None
     """The folder that the file names of a COCO json start from."""
-    val: Path | None = None
+    val: Place = None
     """The COCO json to measure on, where --data is a json."""
-    labels: str | None = None
+    labels: Annotated[str | None, arg(metavar="SHARE|COUNT")] = None
     """Train on a share (0.1) or a count (100) of the labelled images, drawn by the seed and listed in the run."""
-    config: Path | None = None
+    config: Place = None
     """Settings from a YAML file, laid over the recipe; flags are laid over both."""
     resume: bool = False
     """Go on from the newest checkpoint in OUT."""
@@ -98,11 +110,11 @@ class Finetune:
 class Evaluate:
     """Measure a fine-tuned detector: COCO's twelve figures."""
 
-    run: Positional[Path]
+    run: Positional[Annotated[Path, arg(metavar="RUN")]]
     """A folder that `boxwise finetune` wrote."""
     data: str
     """A COCO root, or a COCO json with --images."""
-    images: Path | None = None
+    images: Place = None
     """The folder that the file names of a COCO json start from."""
     json: bool = False
     """Print the figures as JSON."""
@@ -114,7 +126,7 @@ class Evaluate:
 class Report:
     """Join run folders to one offline page."""
 
-    runs: Positional[tuple[Path, ...]]
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN ...")]]
     """Folders that `boxwise pretrain` and `boxwise finetune` wrote."""
     out: Path = Path("report.html")
     """The page to write."""
@@ -198,8 +210,12 @@ def _run(verb: str, argv: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         known, overrides = _split(verb, argv)
-        arguments: Any = tyro.cli(VERBS[verb], args=known, prog=f"boxwise {verb}")
-        return CALLS[verb](arguments, overrides) or 0
+        arguments: Any = tyro.cli(
+            VERBS[verb], args=known, prog=f"boxwise {verb}", config=(tyro.conf.FlagCreatePairsOff,)
+        )
+        code = CALLS[verb](arguments, overrides) or 0
+        sys.stdout.flush()
+        return code
     except SettingsError as error:
         return _usage(*error.problems)
     except SystemExit as stop:  # tyro's help and usage errors; the engine's 130 and 143
@@ -208,6 +224,9 @@ def _run(verb: str, argv: list[str]) -> int:
         return stop.code if isinstance(stop.code, int) else FAILED
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         print(f"boxwise {verb}: {error}", file=sys.stderr)
         return FAILED
@@ -246,6 +265,7 @@ def _show(a: Show, overrides: dict[str, Any]) -> None:
 
 
 def _pretrain(a: Pretrain, overrides: dict[str, Any]) -> None:
+    from boxwise.engine.device import leads
     from boxwise.run.pretrain import pretrain
 
     done = pretrain(
@@ -261,12 +281,18 @@ def _pretrain(a: Pretrain, overrides: dict[str, Any]) -> None:
         allow_drift=a.allow_drift,
         dry_run=a.dry_run,
     )
-    print(done)
+    if leads() and not a.dry_run:  # which has printed the recipe, and nothing else may stand in that file
+        print(done)
 
 
 def _finetune(a: Finetune, overrides: dict[str, Any]) -> None:
+    from boxwise.engine.device import leads
+    from boxwise.run.evaluate import as_table
     from boxwise.run.finetune import finetune
 
+    labels = None if a.labels is None else scalar(a.labels)
+    if labels is not None and type(labels) not in (int, float):
+        raise SettingsError([f"--labels: expected a share (0.1) or a count (100), got {a.labels}"])
     done = finetune(
         a.recipe,
         a.data,
@@ -274,7 +300,7 @@ def _finetune(a: Finetune, overrides: dict[str, Any]) -> None:
         weights=a.weights,
         images=a.images,
         val=a.val,
-        labels=None if a.labels is None else scalar(a.labels),
+        labels=labels,
         config=a.config,
         settings=overrides,
         resume=a.resume,
@@ -282,7 +308,9 @@ def _finetune(a: Finetune, overrides: dict[str, Any]) -> None:
         allow_drift=a.allow_drift,
         dry_run=a.dry_run,
     )
-    print(done)
+    if leads() and not a.dry_run:
+        print(as_table(json.loads((done / "results.json").read_text())))
+        print(done)
 
 
 def _evaluate(a: Evaluate, overrides: dict[str, Any]) -> None:
@@ -295,6 +323,8 @@ def _evaluate(a: Evaluate, overrides: dict[str, Any]) -> None:
 def _report(a: Report, overrides: dict[str, Any]) -> None:
     from boxwise.report.page import write_report
 
+    if not a.runs:
+        raise SettingsError(["report: name the run folders to join, such as runs/scrl runs/det"])
     print(write_report(a.runs, a.out))
 
 

@@ -41,6 +41,11 @@ def settings_help(named: str, *, kind: Literal["pretrain", "transfer"]) -> str:
     for field in dataclasses.fields(recipe):
         if field.name != "name":
             lines += _settings(getattr(recipe, field.name), field.name)
+    sections = {field.name for field in dataclasses.fields(recipe)}
+    short = [
+        f"--{key.replace('_', '-')}" for key in [*recipe.keys()] if "." not in key and key not in sections
+    ]
+    lines.append(textwrap.fill(f"short: {', '.join(short)}", 110, subsequent_indent="  "))
     return "\n".join(lines)
 
 

@@ -20,6 +20,8 @@ UNLABELLED, LABELLED, TEST = 3000, 100, 300
 """Scenes to pretrain on, to fine-tune on, and to measure on."""
 PRETRAIN_STEPS, FINETUNE_STEPS = 700, 500
 """What fits into ten minutes on two cores."""
+LEAST = 32
+"""Scenes of a kind at any scale: one batch."""
 SHOWN = ("AP", "AP50", "AP75")
 
 
@@ -52,7 +54,7 @@ def demo(out: Path, *, seed: int = 0, scale: float = 1.0, overwrite: bool = Fals
     `out`/result.json. `scale` shortens everything alike; the figures then mean little."""
     if not 0 < scale <= 10:
         raise ValueError(f"--scale: expected a number in (0, 10], got {scale}")
-    counts = [max(16, round(n * scale)) for n in (UNLABELLED, LABELLED, TEST)]
+    counts = [max(LEAST, round(n * scale)) for n in (UNLABELLED, LABELLED, TEST)]
     data = out / "scenes"
     _say(f"1/4 drawing {sum(counts)} scenes")
     scenes(

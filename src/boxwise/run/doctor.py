@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from boxwise.engine.loop import dtype_of
+from boxwise.engine.loop import device_of, dtype_of
 from boxwise.run.memory import free_memory
 
 PACKAGES = ("boxwise", "torch", "torchvision", "lightning-fabric", "timm", "faster-coco-eval", "pillow")
@@ -19,7 +19,7 @@ LITTLE_SHARED_MEMORY = 256 << 20
 
 def doctor() -> tuple[str, bool]:
     """A line for each check, and whether all passed."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of("auto")
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", lambda: sys.version.split()[0]),
         *((name, lambda name=name: version(name)) for name in PACKAGES),
@@ -47,6 +47,8 @@ def doctor() -> tuple[str, bool]:
 def _device(device: torch.device) -> str:
     if device.type == "cpu":
         return f"cpu, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    if device.type == "mps":
+        return "mps"
     return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
 
 
