@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import encode_jpeg, encode_png
 from torchvision.utils import draw_bounding_boxes
 
 from boxwise.data.loader import feed
@@ -112,8 +112,7 @@ def detections_sheet(
 def write_picture(pixels: Tensor, out: Path) -> None:
     """uint8 (3, H, W) to PNG or JPEG, by the name's ending."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    encoded = encode_png(pixels) if out.suffix.lower() == ".png" else encode_jpeg(pixels, quality=92)
-    out.write_bytes(encoded.numpy().tobytes())
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(out, quality=92)
 
 
 def _drawn(pixels: Tensor, boxes: Tensor, hues: Sequence[float] | None = None) -> Tensor:
