@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -118,3 +119,23 @@ def test_the_help_of_a_recipe_names_its_short_flags(capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     assert "usage: boxwise pretrain" in said
     assert "--run.batch_size 8192" in said and "--batch-size, " in said and "--image-size" in said
+
+
+def test_the_demo_keeps_out_of_a_folder_of_other_things(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("")
+    assert main(["demo", "--out", str(tmp_path)]) == 1
+    assert "not empty" in capsys.readouterr().err and len([*tmp_path.iterdir()]) == 1
+
+
+def test_no_batch_size_is_proposed_where_none_can_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "only.png")
+    words = ["pretrain", "scrl", "--data", str(tmp_path / "photos"), "--out", str(tmp_path / "run")]
+    assert main([*words, "--backbone", "test_resnet", "--image-size", "32", "--device", "cpu"]) == 1
+    assert capsys.readouterr().err.strip().endswith("1 image is fewer than one batch of 2: add images")

@@ -272,22 +272,8 @@ def test_what_a_dry_run_prints_is_a_file_that_config_takes_back(
     assert main(plan) == 0
     first = capsys.readouterr().out
     (desk / "plan.yaml").write_text(first)
-    assert (
-        main(
-            [
-                "pretrain",
-                "scrl",
-                "--data",
-                "photos/",
-                "--out",
-                "runs/plan",
-                "--config",
-                "plan.yaml",
-                "--dry-run",
-            ]
-        )
-        == 0
-    )
+    again = ["pretrain", "scrl", "--data", "photos/", "--out", "runs/plan", "--config", "plan.yaml"]
+    assert main([*again, "--dry-run"]) == 0
     assert capsys.readouterr().out == first
     assert not (desk / "runs/plan").exists()
 

@@ -250,7 +250,7 @@ def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             known.append(word)
             continue
         if verb not in WITH_RECIPE:
-            flags = [f"--{n.replace('_', '-')}" for n in sorted(own)]
+            flags = [f"--{n.replace('_', '-')}" for n in sorted(own - {"help"})]
             raise SettingsError([f"{word}: no such flag{nearest(word, flags)}"])
         if not equals:
             text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"

@@ -71,7 +71,7 @@ def _refuse(out: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{out} is a file; scenes need a folder")
     held = {p.name for p in out.iterdir()} - {".partial"} if out.exists() else set()
     if held and not overwrite:
-        raise FileExistsError(f"{out} is not empty: choose another folder, or say overwrite")
+        raise FileExistsError(f"{out} is not empty: choose another folder, or pass --overwrite")
     if held and MARKER not in held:
         raise FileExistsError(
             f"{out} holds files that are not scenes (no {MARKER}); they are not overwritten"

@@ -54,6 +54,8 @@ def demo(out: Path, *, seed: int = 0, scale: float = 1.0, overwrite: bool = Fals
     `out`/result.json. `scale` shortens everything alike; the figures then mean little."""
     if not 0 < scale <= 10:
         raise ValueError(f"--scale: expected a number in (0, 10], got {scale}")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ValueError(f"{out}: not empty; choose another folder, or pass --overwrite to start again")
     counts = [max(LEAST, round(n * scale)) for n in (UNLABELLED, LABELLED, TEST)]
     data = out / "scenes"
     _say(f"1/4 drawing {sum(counts)} scenes")

@@ -124,10 +124,9 @@ def run_recipe(
     """Trains a recipe as it stands on `source`; returns `out`/export."""
     run, batch = recipe.run, recipe.run.batch_size
     if len(source) < batch:
-        raise ValueError(
-            f"{len(source)} images are fewer than one batch of {batch}: add images, "
-            f"or pass --batch-size {max(2, len(source) // 2 * 2)}"
-        )
+        count = "1 image is" if len(source) == 1 else f"{len(source)} images are"
+        mend = f", or pass --batch-size {len(source) // 2 * 2}" if len(source) > 1 else ""
+        raise ValueError(f"{count} fewer than one batch of {batch}: add images{mend}")
     steps_per_epoch = len(source) // batch
     total = recipe.schedule.steps or max(1, round((recipe.schedule.epochs or 0) * steps_per_epoch))
     method = build(recipe)
