@@ -157,14 +157,14 @@ class Stage:
 
 
 def _ground(dice: Dice, size: int) -> Field:
-    """Two or three regions of cloth, paler than the things on them."""
+    """One or two regions of cloth, paler than the things on them."""
     steps = (np.arange(size, dtype=_F) + _F(0.5)) / _F(size / 2) - _F(1.0)
     grid = Grid(steps + np.zeros_like(steps)[:, None], steps[:, None] + np.zeros_like(steps), size / 2)
     image = np.zeros((3, size, size), dtype=_F)
-    for k in range(dice.whole(1, 3)):
+    for k in range(dice.whole(1, 2)):
         base = scene_paint.colour(dice)
-        other = mix(base, scene_paint.colour(dice), _F(dice.between(0.2, 0.8)))
-        region = scene_paint.cloth(grid, dice, base, other, scale=dice.between(1.0, 7.0), plain=0.05)
+        other = mix(base, scene_paint.colour(dice), _F(dice.between(0.05, 0.35)))
+        region = scene_paint.cloth(grid, dice, base, other, scale=dice.between(1.0, 7.0), plain=0.4)
         cos, sin = dice.angle()
         side = grid.u * _F(cos) + grid.v * _F(sin) + _F(dice.between(-0.5, 0.5))
         image = mix(image, region, grid.cover(side)) if k else region.copy()
