@@ -32,9 +32,7 @@ class RowNorm(nn.Module):
     keep: Keep | None = None
     """Set by `only_kept`; none: every row counts."""
 
-    def __init__(
-        self, width: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True
-    ) -> None:
+    def __init__(self, width: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
         super().__init__()
         self.eps, self.momentum = eps, momentum
         self.register_parameter("weight", nn.Parameter(torch.ones(width)) if affine else None)

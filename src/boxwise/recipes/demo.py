@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from boxwise.config import SGD, Data, Run, Schedule
-from boxwise.data.cut import Crop
+from boxwise.config import AdamW, Data, Run, Schedule
+from boxwise.data.cut import Crop, ViewSpec
 from boxwise.methods import scrl
 from boxwise.nn.encoder import EncoderConfig
 from boxwise.recipes.pretrain import scrl_fpn
@@ -19,13 +19,11 @@ CHANNELS = 64
 
 
 def pretraining(*, seed: int, steps: int) -> Recipe:
-    """`scrl_fpn` with a ResNet-18 and a narrow FPN on small views."""
-    base = scrl_fpn()
-    views = tuple(
-        replace(v, crop=Crop(size=64, scale=(0.2, 1.0), interpolation="bilinear")) for v in base.views
-    )
+    """`scrl_fpn` with a ResNet-18 and a narrow FPN on small views; its targets are centred, since it is short."""
+    photo = replace(scrl_fpn().views[1].photo, hue=0.2, saturation=0.4, blur=0.0, solarize=0.0)
+    view = ViewSpec(crop=Crop(size=64, scale=(0.2, 1.0), interpolation="bilinear"), photo=photo)
     return replace(
-        base,
+        scrl_fpn(),
         name="demo_scrl_fpn",
         encoder=EncoderConfig(backbone="resnet18", fpn=True, fpn_channels=CHANNELS),
         method=scrl.Config(
@@ -36,14 +34,17 @@ def pretraining(*, seed: int, steps: int) -> Recipe:
             aligned=True,
             boxes=6,
             min_box=12,
+            max_iou=None,
             hidden=1024,
             width=128,
+            centred=True,
+            momentum=0.99,
         ),
-        views=views,
-        optim=SGD(lr=0.1, lr_batch=32, weight_decay=1e-4),
-        schedule=Schedule(steps=steps, warmup_steps=100),
-        run=Run(batch_size=32, seed=seed, save_every=10_000, log_every=25),
-        data=Data(workers=1),
+        views=(view, view),
+        optim=AdamW(lr=5e-4, lr_batch=16),
+        schedule=Schedule(steps=steps, warmup_steps=50),
+        run=Run(batch_size=16, seed=seed, save_every=10_000, log_every=25),
+        data=Data(workers=0),
     )
 
 
@@ -65,8 +66,8 @@ def finetuning(*, seed: int, steps: int) -> TransferRecipe:
             rpn_batch_size_per_image=128,
             box_batch_size_per_image=32,
         ),
-        optim=SGD(lr=0.06, lr_batch=8, weight_decay=1e-4),
+        optim=AdamW(lr=1e-3, lr_batch=8),
         schedule=Schedule(steps=steps, kind="cosine", warmup_steps=50),
         run=Run(batch_size=8, seed=seed, save_every=10_000, log_every=25, clip_norm=10.0),
-        data=Data(workers=1),
+        data=Data(workers=0),
     )
