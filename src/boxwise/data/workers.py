@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, NamedTuple, TypeVar
@@ -27,6 +28,8 @@ AHEAD, AHEAD_BYTES = 4, 2**30
 POLL, GRACE = 0.5, 20.0
 """Seconds between two looks at the parent, and that a worker goes on after SIGTERM from another process: stopped as
 a group, the trainer still wants its batch, then saves."""
+TELLS = hasattr(signal, "sigtimedwait")
+"""Whether the system says who sent a signal."""
 REPLACEMENTS = 32
 """Other images tried where one cannot be read."""
 
@@ -124,7 +127,9 @@ class Ahead(Generic[T]):
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[T]:
-        for made in self._loader:
+        with _unsent(signal.SIGTERM):
+            loads = iter(self._loader)  # starts the workers
+        for made in loads:
             if isinstance(made, _Refused):
                 raise BadImage(made.path, made.reason)
             batch, bad = made
@@ -184,12 +189,40 @@ def _ahead(workers: int, batch_bytes: int | None) -> int:
     return max(1, min(AHEAD, room // (workers * batch_bytes)))
 
 
+@contextmanager
+def _unsent(number: signal.Signals) -> Iterator[None]:
+    """Holds a signal back in this thread, and for good in every process that is started meanwhile.
+
+    A worker cannot hold it back by itself: torch has started threads there before `_begin` is called, and a
+    signal takes any thread that lets it in.
+    """
+    if not hasattr(signal, "sigtimedwait"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _term_blocked() -> Iterator[None]:
+    if not TELLS:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin(worker: int) -> None:
-    """One thread a worker. Ctrl-C is for the parent, which still wants its batch and then saves."""
+    """One thread a worker. Ctrl-C is for the parent, which still wants its batch and then saves. SIGTERM, which
+    `_unsent` holds back, is left to the thread."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigtimedwait"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # left to the thread
     threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
 
 
@@ -202,7 +235,7 @@ def _follow_parent(parent: int) -> None:
     process, last = multiprocessing.parent_process(), math.inf
     parents = {parent} if process is None else {parent, process.pid}  # two under a fork server
     while os.getppid() == parent and (process is None or process.is_alive()) and time.monotonic() < last:
-        if hasattr(signal, "sigtimedwait"):
+        if TELLS:
             told = signal.sigtimedwait({signal.SIGTERM}, POLL)
             if told is not None and told.si_pid in parents:
                 break
