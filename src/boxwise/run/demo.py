@@ -18,7 +18,7 @@ from boxwise.run.scenes import scenes
 
 UNLABELLED, LABELLED, TEST = 3000, 100, 300
 """Scenes to pretrain on, to fine-tune on, and to measure on."""
-PRETRAIN_STEPS, FINETUNE_STEPS = 700, 500
+PRETRAIN_STEPS, FINETUNE_STEPS = 800, 350
 """What fits into ten minutes on two cores."""
 LEAST = 32
 """Scenes of a kind at any scale: one batch."""
