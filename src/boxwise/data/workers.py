@@ -127,7 +127,7 @@ class Ahead(Generic[T]):
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[T]:
-        with _unsent(signal.SIGTERM):
+        with _undisturbed():
             loads = iter(self._loader)  # starts the workers
         for made in loads:
             if isinstance(made, _Refused):
@@ -190,28 +190,16 @@ def _ahead(workers: int, batch_bytes: int | None) -> int:
 
 
 @contextmanager
-def _unsent(number: signal.Signals) -> Iterator[None]:
-    """Holds a signal back in this thread, and for good in every process that is started meanwhile.
+def _undisturbed() -> Iterator[None]:
+    """Holds SIGTERM and Ctrl-C back in this thread, and in every thread of the processes that it starts meanwhile.
 
-    A worker cannot hold it back by itself: torch has started threads there before `_begin` is called, and a
-    signal takes any thread that lets it in.
+    A worker cannot hold them back by itself: torch starts threads there before `_begin` is called, and a signal
+    takes any thread that lets it in.
     """
-    if not hasattr(signal, "sigtimedwait"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _term_blocked() -> Iterator[None]:
     if not TELLS:
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
@@ -220,7 +208,7 @@ def _term_blocked() -> Iterator[None]:
 
 def _begin(worker: int) -> None:
     """One thread a worker. Ctrl-C is for the parent, which still wants its batch and then saves. SIGTERM, which
-    `_unsent` holds back, is left to the thread."""
+    `_undisturbed` holds back, is left to the thread."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
