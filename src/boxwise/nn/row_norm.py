@@ -26,6 +26,7 @@ class RowNorm(nn.Module):
     """
 
     weight: Float[Tensor, " D"] | None
+    bias: Float[Tensor, " D"] | None
     running_mean: Float[Tensor, " D"]
     running_var: Float[Tensor, " D"]
     num_batches_tracked: Tensor
@@ -55,7 +56,7 @@ class RowNorm(nn.Module):
         var = over_ranks((centred.square() * kept).sum(0)) / count.clamp(min=1)
         self._record(mean, var, count)
         normed = centred * (var + self.eps).rsqrt()
-        if self.weight is not None:
+        if self.weight is not None and self.bias is not None:
             normed = normed * self.weight + self.bias
         return normed.to(rows.dtype)
 
