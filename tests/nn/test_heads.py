@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 
 from boxwise.nn import heads
+from boxwise.nn.row_norm import only_kept
 
 
 def count(module: nn.Module) -> int:
@@ -58,3 +60,17 @@ def test_box_head_is_the_detectors_own() -> None:
     shapes = {name: value.shape for name, value in ours.state_dict().items()}
     assert shapes == {name: value.shape for name, value in theirs.state_dict().items()}
     assert shapes["0.0.weight"] == (256, 256, 3, 3) and shapes["5.weight"] == (heads.BOX_HEAD_WIDTH, 12544)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_centred_projector_ends_in_a_norm_without_scale_and_shift(masked: bool) -> None:
+    """Breaks when the targets of short runs keep their mean, or padding moves it."""
+    torch.manual_seed(0)
+    head = heads.projector(6, 16, 4, last_bias=True, centred=True)
+    keep = torch.tensor([True, False, True, True, True, True, False, True])
+    rows = torch.randn(8, 6)
+    with only_kept(keep if masked else torch.ones(8, dtype=torch.bool), head):
+        out = head(rows)[keep if masked else slice(None)]
+    torch.testing.assert_close(out.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.var(0, unbiased=False), torch.ones(4), atol=1e-3, rtol=0)
+    assert len(list(head[-1].parameters())) == 0
