@@ -61,11 +61,12 @@ class Configuration(ABC):
 
     @abstractmethod
     def widened(self, key: str, value: Any) -> Raw | None:
-        """The settings that one flag of this kind of recipe stands for; none when it stands for itself."""
+        """What `image_size` and `backbone` stand for in this kind of recipe; none for a flag that stands for itself."""
 
     def keys(self) -> list[str]:
         """Every dotted key that can be set."""
-        return [*SHORT, *(k for name, kind in self.kinds().items() for k in keys(kind, name))]
+        long = (k for name, kind in self.kinds().items() for k in keys(kind, name))
+        return [*SHORT, *long, "image_size", "backbone"]
 
     def changed(self: C, *layers: Mapping[str, Any]) -> C:
         """This recipe with dotted or nested settings laid over it, the last layer on top.
@@ -144,9 +145,6 @@ class Recipe(Configuration):
             return {"views": {str(i): {"crop": {"size": value}} for i in range(len(self.views))}}
         return {"encoder": {"backbone": value}} if key == "backbone" else None
 
-    def keys(self) -> list[str]:
-        return [*super().keys(), "image_size", "backbone"]
-
     def conflicts(self) -> Iterator[str]:
         if len(self.views) != 2:
             yield f"views: {self.method.name} compares 2 views, got {len(self.views)}"
@@ -182,9 +180,6 @@ class TransferRecipe(Configuration):
         if key == "image_size":
             return {"detector": {"min_size": value, "max_size": value}}
         return {"detector": {"backbone": value}} if key == "backbone" else None
-
-    def keys(self) -> list[str]:
-        return [*super().keys(), "image_size", "backbone"]
 
     def conflicts(self) -> Iterator[str]:
         yield from ()
