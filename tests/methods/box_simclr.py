@@ -6,7 +6,7 @@ from typing import Literal
 
 from boxwise.config import settings
 from boxwise.geometry.regions import random_in_overlap
-from boxwise.methods.base import Method
+from boxwise.methods.base import Method, MethodConfig
 from boxwise.nn.branch import Branch, Tap
 from boxwise.nn.heads import projector
 from boxwise.nn.objectives import info_nce
@@ -16,7 +16,7 @@ from boxwise.nn.teacher import Teacher
 
 
 @settings
-class Config:
+class Config(MethodConfig):
     name: Literal["box_simclr"] = "box_simclr"
     boxes: int = 4
     width: int = 128

@@ -136,11 +136,12 @@ from typing import Literal
 
 from boxwise.config import settings
 from boxwise.methods import scrl
+from boxwise.methods.base import MethodConfig
 from boxwise.recipes.pretrain import scrl_r50_200ep
 
 
 @settings
-class Mine:
+class Mine(MethodConfig):
     name: Literal["mine"] = "mine"
     boxes: int = 3
 

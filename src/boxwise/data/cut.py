@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -34,6 +35,12 @@ class Crop:
     """How the part is resized; always antialiased."""
     flip: Share = 0.5
     """Share of views mirrored left-right."""
+    whole: bool = False
+    """Take the whole picture, squeezed to a square, instead of a random part."""
+    like: int | None = None
+    """Take the same part as this earlier view (counted from 0), at a size and with a flip of its own."""
+    flip_like: int | None = None
+    """Mirror whenever this earlier view (counted from 0) is mirrored."""
 
 
 @settings
@@ -59,6 +66,21 @@ class Cut(NamedTuple):
         return (self.left, self.top, self.left + self.width, self.top + self.height)
 
 
+def draw_cuts(
+    rngs: Sequence[np.random.Generator], crops: Sequence[Crop], *, width: int, height: int
+) -> list[Cut]:
+    """The geometry of all views of one picture, in order; each is drawn from its own generator."""
+    cuts: list[Cut] = []
+    for rng, crop in zip(rngs, crops, strict=True):
+        cut = draw_cut(rng, crop, width=width, height=height)
+        if crop.like is not None:
+            cut = cuts[crop.like]._replace(flip=cut.flip)
+        if crop.flip_like is not None:
+            cut = cut._replace(flip=cuts[crop.flip_like].flip)
+        cuts.append(cut)
+    return cuts
+
+
 def draw_cut(rng: np.random.Generator, crop: Crop, *, width: int, height: int) -> Cut:
     """The geometry of one view of a picture of `width` x `height` pixels.
 
@@ -67,6 +89,8 @@ def draw_cut(rng: np.random.Generator, crop: Crop, *, width: int, height: int) -
     whose ratio lies within `crop.ratio` is taken.
     """
     flip = bool(rng.random() < crop.flip)
+    if crop.whole:
+        return Cut(0, 0, width, height, flip)
     low, high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
     for share, log_ratio, x, y in rng.random((TRIES, 4)):
         area = width * height * (crop.scale[0] + share * (crop.scale[1] - crop.scale[0]))

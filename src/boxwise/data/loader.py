@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from boxwise.data.augment import NUMBERS, PhotoDraws, augment, draw_photo
-from boxwise.data.cut import ViewSpec, cut_view, draw_cut
+from boxwise.data.cut import ViewSpec, cut_view, draw_cuts
 from boxwise.data.order import NAMED, VIEW, Item, Sampler, numbers
 from boxwise.data.sources import Images
 from boxwise.data.workers import Ahead, Bad, Policy, StartMethod, Tally, default_workers
@@ -91,17 +91,18 @@ class Cutter:
 
     def __call__(self, items: Sequence[Item], bad: list[Bad]) -> CutViews:
         policy = Policy(self.bad_images, len(self.images), self.seed)
-        shape, sides = (len(self.specs), len(items)), [spec.crop.size for spec in self.specs]
-        pixels = tuple(_room(len(items), side) for side in sides)
+        shape, crops = (len(self.specs), len(items)), [spec.crop for spec in self.specs]
+        pixels = tuple(_room(len(items), crop.size) for crop in crops)
         crop, flip = np.empty((*shape, 4), dtype=np.float32), np.empty(shape, dtype=np.bool_)
         noise, source = np.empty((*shape, NUMBERS), dtype=np.float32), np.empty(len(items), dtype=np.int64)
         for row, item in enumerate(items):
             source[row], picture = policy.read(item, self.images.read, bad)
-            for i, spec in enumerate(self.specs):
-                rng = numbers(self.seed, VIEW + i, item)
+            rngs = [numbers(self.seed, VIEW + i, item) for i in range(len(self.specs))]
+            for i, rng in enumerate(rngs):
                 noise[i, row] = rng.random(NUMBERS, dtype=np.float32)
-                cut = draw_cut(rng, spec.crop, width=picture.shape[2], height=picture.shape[1])
-                pixels[i][row] = cut_view(picture, cut, spec.crop)
+            cuts = draw_cuts(rngs, crops, width=picture.shape[2], height=picture.shape[1])
+            for i, cut in enumerate(cuts):
+                pixels[i][row] = cut_view(picture, cut, crops[i])
                 crop[i, row], flip[i, row] = cut.box, cut.flip
         draws = {name: self._draw(name, size, items) for name, size in self.draws.items()}
         return CutViews(pixels, crop, flip, noise, source, draws, tuple(bad))

@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from torch import nn
 
+from boxwise.data.cut import ViewSpec
 from boxwise.geometry.regions import Regions
 from boxwise.geometry.views import Batch
 from boxwise.nn.branch import Branch
-from boxwise.nn.encoder import Encoder
+from boxwise.nn.encoder import Encoder, EncoderConfig
 from boxwise.shapes import Embeddings, Keep, Scalar
 
 
-@runtime_checkable
-class MethodConfig(Protocol):
-    """A method's settings, which also know how to build it."""
+class MethodConfig(ABC):
+    """A method's settings, which also know how to build it. Subclasses are `@settings` with a literal `name`."""
+
+    __slots__ = ()
 
     @property
+    @abstractmethod
     def name(self) -> str: ...
 
+    @abstractmethod
     def build(self, encoder: Encoder) -> Method:
         """The method around `encoder`, with fresh heads and teacher."""
-        ...
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:
         """Names and shapes, per image, of the uniform numbers that `losses` reads from `batch.draws`."""
-        ...
+        return {}
+
+    def conflicts(self, views: tuple[ViewSpec, ...], encoder: EncoderConfig) -> Iterator[str]:
+        """What cannot work with these views or this encoder, one sentence each, key first."""
+        if len(views) != 2:
+            yield f"views: {self.name} compares 2 views, got {len(views)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Matched boxes of two of a batch's views, for drawing."""
+
+    a: int
+    """Place in `batch.views` of the view that `regions.a` lies in."""
+    b: int
+    regions: Regions
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +81,9 @@ class Method(nn.Module, ABC):
     def losses(self, batch: Batch) -> dict[str, Scalar]:
         """Named, already weighted loss terms. Must not change parameters or teachers."""
 
-    def regions(self, batch: Batch) -> Regions | None:
+    def pairs(self, batch: Batch) -> list[Pair]:
         """The matched boxes that `losses` would compare, for drawing; none where it compares whole images."""
-        return None
+        return []
 
     def begin(self) -> None:
         """Called when weights from elsewhere have been loaded into the student: teachers take them over."""

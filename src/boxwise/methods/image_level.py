@@ -22,7 +22,7 @@ from torch import nn
 
 from boxwise.config import settings
 from boxwise.geometry.views import Batch
-from boxwise.methods.base import Method, require_levels
+from boxwise.methods.base import Method, MethodConfig, require_levels
 from boxwise.nn.branch import Branch, Tap
 from boxwise.nn.encoder import Encoder
 from boxwise.nn.heads import moco_projector, projector, simsiam_predictor, simsiam_projector
@@ -35,7 +35,7 @@ from boxwise.shapes import Scalar
 
 
 @settings
-class MoCoConfig:
+class MoCoConfig(MethodConfig):
     """MoCo-v2 (https://arxiv.org/abs/2003.04297)."""
 
     name: Literal["mocov2"] = "mocov2"
@@ -87,7 +87,7 @@ class MoCoV2(Method):
 
 
 @settings
-class BYOLConfig:
+class BYOLConfig(MethodConfig):
     """BYOL (https://arxiv.org/abs/2006.07733)."""
 
     name: Literal["byol"] = "byol"
@@ -99,9 +99,6 @@ class BYOLConfig:
     """A bias in the last layer of projector and predictor."""
     momentum: float = 0.99
     """Teacher momentum at the first step; rises to 1 along a cosine."""
-
-    def draws(self) -> Mapping[str, tuple[int, ...]]:
-        return {}
 
     def build(self, encoder: Encoder) -> BYOL:
         return BYOL(self, encoder)
@@ -131,7 +128,7 @@ class BYOL(Method):
 
 
 @settings
-class SimSiamConfig:
+class SimSiamConfig(MethodConfig):
     """SimSiam (https://arxiv.org/abs/2011.10566)."""
 
     name: Literal["simsiam"] = "simsiam"
@@ -139,9 +136,6 @@ class SimSiamConfig:
     """Numbers in an embedding, and hidden width of the projector."""
     hidden: int = 512
     """Hidden width of the predictor."""
-
-    def draws(self) -> Mapping[str, tuple[int, ...]]:
-        return {}
 
     def build(self, encoder: Encoder) -> SimSiam:
         return SimSiam(self, encoder)

@@ -12,17 +12,18 @@ As in the official code, both views are one batch to every BatchNorm of student,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
 
 from boxwise.config import settings
+from boxwise.data.cut import ViewSpec
 from boxwise.geometry.regions import Generator, Regions, random_in_overlap
 from boxwise.geometry.views import Batch, join
-from boxwise.methods.base import Method, require_levels
+from boxwise.methods.base import Method, MethodConfig, Pair, require_levels
 from boxwise.nn.branch import Branch, Tap
-from boxwise.nn.encoder import Encoder
+from boxwise.nn.encoder import Encoder, EncoderConfig
 from boxwise.nn.heads import BOX_HEAD_WIDTH, box_head, projector
 from boxwise.nn.objectives import cosine_distance
 from boxwise.nn.pools import LevelBySize, Pool, RegionPool
@@ -33,7 +34,7 @@ from boxwise.shapes import Scalar
 
 
 @settings
-class Config:
+class Config(MethodConfig):
     """The authors' 200-epoch run. Where paper and code differ, the code's value, which made their weights."""
 
     name: Literal["scrl"] = "scrl"
@@ -84,6 +85,11 @@ class Config:
         boxes = {"boxes": (self.boxes, tries, 8)}
         return boxes | {"jitter": (self.boxes, 4)} if self.jitter else boxes
 
+    def conflicts(self, views: tuple[ViewSpec, ...], encoder: EncoderConfig) -> Iterator[str]:
+        yield from MethodConfig.conflicts(self, views, encoder)  # super() is blind to slots
+        if any(level.startswith("p") for level in self.levels) and not encoder.fpn:
+            yield f"method.levels: {', '.join(self.levels)} need encoder.fpn: true"
+
     def build(self, encoder: Encoder) -> SCRL:
         return SCRL(self, encoder)
 
@@ -110,6 +116,9 @@ class SCRL(Method):
             jitter=c.jitter,
             jitter_noise=batch.draws.get("jitter"),
         )
+
+    def pairs(self, batch: Batch) -> list[Pair]:
+        return [Pair(0, 1, self.regions(batch))]
 
     def losses(self, batch: Batch) -> dict[str, Scalar]:
         regions = self.regions(batch)

@@ -146,14 +146,14 @@ class Recipe(Configuration):
         return {"encoder": {"backbone": value}} if key == "backbone" else None
 
     def conflicts(self) -> Iterator[str]:
-        if len(self.views) != 2:
-            yield f"views: {self.method.name} compares 2 views, got {len(self.views)}"
         for i, view in enumerate(self.views):
             if view.crop.size < 32:
                 yield f"views.{i}.crop.size: {view.crop.size} px is less than a cell of the coarsest level (32)"
-        levels = plain(self.method).get("levels") or ()
-        if any(level.startswith("p") for level in levels) and not self.encoder.fpn:
-            yield f"method.levels: {', '.join(levels)} need encoder.fpn: true"
+            for key in ("like", "flip_like"):
+                earlier = getattr(view.crop, key)
+                if earlier is not None and not 0 <= earlier < i:
+                    yield f"views.{i}.crop.{key}: {earlier} is not an earlier view"
+        yield from self.method.conflicts(self.views, self.encoder)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ from torchvision.utils import draw_bounding_boxes
 from boxwise.data.loader import feed
 from boxwise.data.sources import Images, open_images
 from boxwise.data.targets import Labelled
-from boxwise.geometry.regions import Regions
 from boxwise.geometry.views import Batch
-from boxwise.methods.base import Method
+from boxwise.methods.base import Method, Pair
 from boxwise.nn.encoder import build_encoder
 from boxwise.recipes.recipe import Recipe
 from boxwise.run.find import pretrain_recipe
@@ -62,19 +61,20 @@ def picture(recipe: Recipe, method: Method, images: Images, *, count: int) -> Te
         pin=False,
     )
     batch = next(iter(loads)).ready(torch.device("cpu"))
-    return sheet(batch, method.regions(batch), recipe)
+    return sheet(batch, method.pairs(batch), recipe)
 
 
-def sheet(batch: Batch, regions: Regions | None, recipe: Recipe) -> Tensor:
+def sheet(batch: Batch, pairs: Sequence[Pair], recipe: Recipe) -> Tensor:
     """Views side by side, with the boxes that are compared."""
     columns = []
     for i, view in enumerate(batch.views):
         photo = recipe.views[i].photo
         mean, std = (torch.tensor(v)[:, None, None] for v in (photo.mean, photo.std))
         pixels = ((view.image.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        if regions is not None and i < 2:
-            boxes, keep = (regions.a, regions.b)[i], regions.keep.unflatten(0, (len(pixels), -1))
-            pixels = torch.stack([_drawn(p, b[k]) for p, b, k in zip(pixels, boxes, keep, strict=True)])
+        for boxes, keep, hues in _drawn_in(i, pairs):
+            pixels = torch.stack(
+                [_drawn(p, b[k], hues[k].tolist()) for p, b, k in zip(pixels, boxes, keep, strict=True)]
+            )
         columns.append(pixels)
     height = max(c.shape[-2] for c in columns)
     rows = []
@@ -113,6 +113,21 @@ def write_picture(pixels: Tensor, out: Path) -> None:
     """uint8 (3, H, W) to PNG or JPEG, by the name's ending."""
     out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(out, quality=92)
+
+
+def _drawn_in(view: int, pairs: Sequence[Pair]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Boxes (B, R, 4) that lie in one of the views, which of them count (B, R), and the hue of each (R,).
+
+    Both boxes of a pair have the same hue, and no two pairs of boxes share one.
+    """
+    total, start = sum(pair.regions.a.shape[1] for pair in pairs), 0
+    for pair in pairs:
+        images, count = pair.regions.a.shape[:2]
+        hues, keep = torch.arange(start, start + count) / total, pair.regions.keep.view(images, count)
+        start += count
+        for place, boxes in ((pair.a, pair.regions.a), (pair.b, pair.regions.b)):
+            if place == view:
+                yield boxes, keep, hues
 
 
 def _drawn(pixels: Tensor, boxes: Tensor, hues: Sequence[float] | None = None) -> Tensor:
