@@ -34,7 +34,7 @@ class TinyEncoder(Encoder):
 
     def __init__(self, width: int = 8, *, fpn: bool = False) -> None:
         nn.Module.__init__(self)
-        self.body = TinyBody(width)
+        self.body, self.last = TinyBody(width), None
         self.fpn = FeaturePyramidNetwork([width] * 4, width, norm_layer=nn.BatchNorm2d) if fpn else None
         self.strides = LEVELS | ({f"p{n}": 2**n for n in range(2, 6)} if fpn else {})
         self.channels = dict.fromkeys(self.strides, width)
@@ -53,7 +53,7 @@ class SeeThrough(Encoder):
 
     def __init__(self, levels: Sequence[str], *, aligned: bool) -> None:
         nn.Module.__init__(self)
-        self.body, self.fpn, self.aligned = nn.Identity(), None, aligned
+        self.body, self.fpn, self.last, self.aligned = nn.Identity(), None, None, aligned
         self.strides = {level: i for i, level in enumerate(levels, start=1)}
         self.channels = dict.fromkeys(self.strides, 3)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
+import pytest
 import torch
 from torch import nn
 
 from boxwise.geometry.views import View
 from boxwise.nn.branch import Branch, Tap
 from boxwise.nn.encoder import EncoderConfig, build_encoder
-from boxwise.nn.heads import BOX_HEAD_WIDTH, box_head, moco_projector
+from boxwise.nn.heads import BOX_HEAD_WIDTH, Res5Head, box_head, moco_projector
 from boxwise.nn.pools import LevelBySize, RegionPool, Whole
 
 
@@ -76,3 +79,38 @@ def test_a_box_head_stands_between_pool_and_projector() -> None:
     tap = Tap(RegionPool("c2", 3, aligned=True), nn.Identity(), box_head=Head())
     out = tap({"c2": torch.ones(1, 7, 16, 16)}, torch.tensor([[[8.0, 8, 40, 40]]]), 64)
     assert seen == [(1, 7, 3, 3)] and out.tolist() == [[2.0] * 5]
+
+
+def c4_branch() -> Branch:
+    torch.manual_seed(1)
+    encoder = build_encoder(EncoderConfig(backbone="resnet18", c4=True))
+    head = Res5Head(encoder)
+    pool = RegionPool("c4", 4, aligned=True)
+    return Branch(encoder, {"box": Tap(pool, moco_projector(head.width, 16, 6), box_head=head)})
+
+
+def test_a_c4_branch_hands_over_one_whole_trained_backbone() -> None:
+    """Breaks when the box head's stage is left behind, handed over under another name, or copied."""
+    network = c4_branch()
+    parts = network.handed_over()
+    usual = build_encoder(EncoderConfig(backbone="resnet18")).body.state_dict()
+    assert list(parts) == ["backbone"] and parts["backbone"].state_dict().keys() == usual.keys()
+    boxes = torch.tensor([[[4.0, 4, 60, 60]]]).expand(2, 1, 4)
+    network(view(2, 3, 64, 64), boxes)["box"].sum().backward()
+    assert all(p.grad is not None for p in parts["backbone"].parameters())
+    assert len({id(p) for p in network.parameters()}) == len(network.state_dict(keep_vars=True)) - len(
+        [*network.named_buffers()]
+    )
+    twin = copy.deepcopy(network)  # a teacher
+    twin.handed_over()["backbone"].load_state_dict(usual)
+    assert torch.equal(
+        twin.state_dict()["taps.box.box_head.last.layer4.0.conv1.weight"], usual["layer4.0.conv1.weight"]
+    )
+    assert not torch.equal(parts["backbone"].state_dict()["conv1.weight"], usual["conv1.weight"])
+
+
+def test_a_last_stage_that_nothing_trains_is_refused() -> None:
+    """Breaks when a method without a C4 head hands over a random last stage."""
+    encoder = build_encoder(EncoderConfig(backbone="test_resnet", c4=True))
+    with pytest.raises(ValueError, match=r"nothing would train the last stage.*encoder.c4: false"):
+        Branch(encoder, {"box": Tap(RegionPool("c4", 1, aligned=True), moco_projector(64, 16, 6))})

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from boxwise.nn.encoder import RESNETS, EncoderConfig, backbones, build_encoder
+from boxwise.nn.encoder import RESNETS, EncoderConfig, backbones, build_encoder, rejoined
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +119,51 @@ def test_backbones_lists_torchvisions_first_each_once_and_none_that_is_refused()
     assert names[:4] == RESNETS and len(set(names)) == len(names)
     assert {"convnext_tiny", "mobilenetv3_large_100", "swin_tiny_patch4_window7_224"} <= set(names)
     assert {"vit_tiny_patch16_224", "mixer_s16_224", "levit_128"}.isdisjoint(names)
+
+
+C4_BACKBONES = ["resnet18", "test_resnet", "convnext_atto"]
+
+
+@pytest.mark.parametrize("backbone", C4_BACKBONES)
+def test_an_encoder_that_stops_at_c4_gives_the_maps_of_the_whole_one(backbone: str) -> None:
+    """Breaks when the last stage still runs, goes missing, or takes part of the one before with it."""
+    torch.manual_seed(0)
+    whole = build_encoder(EncoderConfig(backbone=backbone)).eval()
+    torch.manual_seed(0)
+    short = build_encoder(EncoderConfig(backbone=backbone, c4=True)).eval()
+    assert list(short.channels) == list(short.strides) == ["c2", "c3", "c4"]
+    assert short.last is not None and short.last_channels == whole.channels["c5"]
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        want, maps = whole(x), short(x)
+        assert list(maps) == ["c2", "c3", "c4"]
+        assert all(torch.equal(maps[name], want[name]) for name in maps)
+        assert torch.equal(short.last.eval()(maps["c4"]), want["c5"])
+
+
+@pytest.mark.parametrize("backbone", C4_BACKBONES)
+def test_a_body_and_its_last_stage_rejoin_under_the_usual_names(backbone: str) -> None:
+    """Breaks the hand-over of C4 runs: a stage under another name would stay behind, a copy would not be trained."""
+    whole = build_encoder(EncoderConfig(backbone=backbone)).body.eval()
+    short = build_encoder(EncoderConfig(backbone=backbone, c4=True)).eval()
+    assert short.last is not None
+    joint = rejoined(short.body, short.last.eval())
+    joint.load_state_dict(whole.state_dict(), strict=True)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(joint(x), whole(x), strict=True))
+        c4 = short(x)["c4"]
+        assert torch.equal(c4, whole(x)[-2]) and torch.equal(short.last(c4), whole(x)[-1])
+
+
+@pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "swin_tiny_patch4_window7_224"])
+def test_a_backbone_whose_last_stage_does_not_come_off_is_named(backbone: str) -> None:
+    """Breaks when a backbone read through hooks, or rows by columns by channels, fails later with another error."""
+    with pytest.raises(ValueError, match=rf"encoder.c4: .*{backbone} .*resnet50"):
+        build_encoder(EncoderConfig(backbone=backbone, c4=True))
+
+
+def test_stopping_at_c4_excludes_a_pyramid() -> None:
+    """Breaks when an FPN is built on a level that is not there."""
+    with pytest.raises(ValueError, match="c4 and fpn"):
+        EncoderConfig(c4=True, fpn=True)

@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 
 from boxwise.nn import heads
+from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.row_norm import only_kept
 
 
@@ -74,3 +75,24 @@ def test_centred_projector_ends_in_a_norm_without_scale_and_shift(masked: bool) 
     torch.testing.assert_close(out.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(out.var(0, unbiased=False), torch.ones(4), atol=1e-3, rtol=0)
     assert len(list(head[-1].parameters())) == 0
+
+
+def test_res5_head_is_the_last_stage_then_the_mean() -> None:
+    """Breaks when crops skip the stage, keep its cells, or the encoder trains a second copy of it."""
+    torch.manual_seed(0)
+    encoder = build_encoder(EncoderConfig(backbone="resnet50", c4=True)).eval()
+    stage = encoder.last
+    head = heads.Res5Head(encoder).eval()
+    assert stage is not None and encoder.last is None and head.width == 2048
+    assert not any(name.startswith(("last", "body.layer4")) for name, _ in encoder.named_parameters())
+    crops = torch.randn(2, 1024, 14, 14)
+    with torch.no_grad():
+        cells = stage(crops)
+        assert cells.shape == (2, 2048, 7, 7)
+        torch.testing.assert_close(head(crops), cells.flatten(2).sum(2) / 49)
+
+
+def test_res5_head_needs_an_encoder_that_stops_at_c4() -> None:
+    """Breaks when the mend is not named."""
+    with pytest.raises(ValueError, match=r"encoder.c4: true"):
+        heads.Res5Head(build_encoder(EncoderConfig(backbone="test_resnet")))

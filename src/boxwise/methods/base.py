@@ -107,7 +107,8 @@ def require_levels(encoder: Encoder, read: Iterable[str]) -> None:
     """Raises ValueError when the encoder lacks a level that is read, or has an FPN that is not read whole."""
     levels = [*read]
     if missing := [level for level in levels if level not in encoder.channels]:
-        raise ValueError(f"levels: the encoder has no {', '.join(missing)}; p2 to p5 need encoder.fpn: true")
+        mend = "c5 needs encoder.c4: false" if "c5" in missing else "p2 to p5 need encoder.fpn: true"
+        raise ValueError(f"levels: the encoder has no {', '.join(missing)}; {mend}")
     if idle := [level for level in encoder.channels if level.startswith("p") and level not in levels]:
         raise ValueError(
             f"encoder.fpn: nothing would train {', '.join(idle)}, since {', '.join(levels)} alone is read; "

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from boxwise.geometry.views import View
 from boxwise.nn.encoder import Encoder
+from boxwise.nn.heads import Res5Head
 from boxwise.nn.pools import BoxesAt, Pool, Pyramid
 from boxwise.shapes import Embeddings
 
@@ -33,6 +34,11 @@ class Branch(nn.Module):
 
     def __init__(self, encoder: Encoder, taps: Mapping[str, Tap]) -> None:
         super().__init__()
+        if encoder.last is not None:
+            raise ValueError(
+                "encoder.c4: nothing would train the last stage; set encoder.c4: false, or take a method with a "
+                "C4 box head, as insloc_r50_c4_200ep"
+            )
         self.encoder, self.taps = encoder, nn.ModuleDict(taps)
 
     def forward(
@@ -47,7 +53,12 @@ class Branch(nn.Module):
         return {name: self.taps[name](pyramid, boxes, view.width, view.height) for name in names}
 
     def handed_over(self) -> dict[str, nn.Module]:
-        """What a detector takes: `backbone`, and where it is trained the `fpn` and the first tap's `head`."""
-        first = next(iter(self.taps.values()))
-        parts = {"backbone": self.encoder.body, "fpn": self.encoder.fpn, "head": first.box_head}
+        """What a detector takes: `backbone`, and where it is trained the `fpn` and the first tap's `head`.
+
+        A C4 detector's head is the backbone's last stage, and is handed over as that.
+        """
+        body, head = self.encoder.body, next(iter(self.taps.values())).box_head
+        if isinstance(head, Res5Head):
+            return {"backbone": head.backbone(body)}
+        parts = {"backbone": body, "fpn": self.encoder.fpn, "head": head}
         return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+from collections import OrderedDict
 from typing import Any, Literal
 
 import torchvision
@@ -75,10 +77,19 @@ class EncoderConfig:
     """After each convolution of the FPN: BatchNorm (bn), or nothing but a bias (none)."""
     zero_init_last: bool = False
     """Start every residual block as the identity; torchvision's ResNets only."""
+    c4: bool = False
+    """Stop at c4: the last stage becomes the box head, as in C4 detectors. For methods that have such a head."""
+
+    def __post_init__(self) -> None:
+        if self.c4 and self.fpn:
+            raise ValueError(
+                "c4 and fpn: a pyramid is built on c5, which an encoder that stops at c4 has not"
+            )
 
 
 class Encoder(nn.Module):
-    """Maps c2 to c5, and p2 to p5 where there is an FPN. Random weights; nothing is ever downloaded.
+    """Maps c2 to c5 (c4 where it stops there), and p2 to p5 where there is an FPN. Random weights; nothing is ever
+    downloaded.
 
     `body` is a ResNet under torchvision's names without its classifier, or timm's `features_only` model.
     """
@@ -87,15 +98,23 @@ class Encoder(nn.Module):
     """Channels of each level."""
     strides: dict[str, int]
     """Pixels of the image per cell of each level."""
+    last: nn.Module | None
+    """The last stage, where the encoder stops at c4, until a `Res5Head` takes it over."""
+    last_channels: int
+    """Channels of what the last stage gives."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
         self.body, widths = _resnet(config) if config.backbone in RESNETS else _timm(config)
         self._at = _last_of_stride(config.backbone, widths)
+        self.last, self.last_channels = None, widths[self._at["c5"]][1]
+        if config.c4:
+            del self._at["c5"]
+            self.last = _take_last_stage(config.backbone, self.body, self._at["c4"])
         self._rows_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")  # Swin and its kin
         self.channels = {name: widths[at][1] for name, at in self._at.items()}
-        self.strides = dict(LEVELS)
+        self.strides = {name: LEVELS[name] for name in self._at}
         self.fpn = _pyramid([*self.channels.values()], config) if config.fpn else None
         if config.fpn:
             self.channels |= {_above(name): config.fpn_channels for name in LEVELS}
@@ -117,6 +136,7 @@ class ResNetBody(nn.Module):
 
     def __init__(self, whole: torchvision.models.ResNet) -> None:
         super().__init__()
+        self.return_layers = ("layer1", "layer2", "layer3", "layer4")
         for name, part in whole.named_children():
             if name not in ("avgpool", "fc"):
                 self.add_module(name, part)
@@ -125,7 +145,7 @@ class ResNetBody(nn.Module):
         x, maps = image, []
         for name, part in self.named_children():
             x = part(x)
-            if name.startswith("layer"):
+            if name in self.return_layers:
                 maps.append(x)
         return maps
 
@@ -186,6 +206,33 @@ def _last_of_stride(name: str, widths: Widths) -> dict[str, int]:
             "backbone with a pyramid, as resnet50, convnext_tiny or mobilenetv3_large_100"
         )
     return {level: at[stride] for level, stride in LEVELS.items()}
+
+
+def _take_last_stage(name: str, body: nn.Module, c4: int) -> nn.Sequential:
+    """Removes from `body` all that comes after its map number `c4`.
+
+    Raises ValueError where the body is no row of parts, one called after the other.
+    """
+    row = name in RESNETS or type(body).__name__ == "FeatureListNet"  # timm's others read through hooks
+    if not row or str(getattr(body, "output_fmt", "")).endswith("NHWC"):
+        raise ValueError(
+            f"encoder.c4: the last stage of {name} cannot be taken off as a box head; set encoder.c4: false, or "
+            "take a backbone of separate stages, as resnet50 or convnext_tiny"
+        )
+    layers: Any = body.return_layers
+    parts = dict(body.named_children())
+    names = [*parts]
+    after = names[names.index([*layers][c4]) + 1 :]
+    for part in after:
+        delattr(body, part)
+    return nn.Sequential(OrderedDict((part, parts[part]) for part in after))
+
+
+def rejoined(body: nn.Module, last: nn.Module) -> nn.Module:
+    """The whole backbone under its usual names, of the very parts of `body` and the last stage taken off it."""
+    whole = copy.copy(body)
+    whole._modules = {**body._modules, **last._modules}
+    return whole
 
 
 def _pyramid(channels: list[int], config: EncoderConfig) -> FeaturePyramidNetwork:

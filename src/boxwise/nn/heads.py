@@ -5,9 +5,11 @@ Every projector flattens its input first, so that (M, C, s, s) crops may be hand
 
 from __future__ import annotations
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 
+from boxwise.nn.encoder import Encoder, rejoined
 from boxwise.nn.row_norm import RowNorm
 
 BOX_HEAD_WIDTH = 1024
@@ -70,3 +72,27 @@ def simsiam_predictor(width: int, hidden: int) -> nn.Sequential:
 def box_head(channels: int, *, size: int = 7) -> nn.Module:
     """The 4conv1fc head of torchvision's v2 detectors, under its names: (M, C, s, s) to (M, 1024)."""
     return FastRCNNConvFCHead((channels, size, size), [channels] * 4, [BOX_HEAD_WIDTH], nn.BatchNorm2d)
+
+
+class Res5Head(nn.Module):
+    """The box head of C4 detectors: the backbone's last stage on crops of c4, then the mean over their cells.
+
+    Takes the stage over from `encoder`, which then holds it no longer. Crops have twice as many cells a side
+    (14) as the stage leaves of them (7).
+    """
+
+    width: int
+    """Numbers per box."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        if encoder.last is None:
+            raise ValueError("encoder.c4: a box head made of the last stage needs encoder.c4: true")
+        self.last, self.width, encoder.last = encoder.last, encoder.last_channels, None
+
+    def forward(self, crops: Float[Tensor, "M C s s"]) -> Float[Tensor, "M _D"]:
+        return self.last(crops).mean((-2, -1))
+
+    def backbone(self, body: nn.Module) -> nn.Module:
+        """`body`, the encoder's, and this stage as the one backbone that they are of."""
+        return rejoined(body, self.last)

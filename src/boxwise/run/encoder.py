@@ -24,7 +24,8 @@ def load_encoder(path: str | Path) -> Encoder:
         raise ValueError(
             f"{path}: has no config.json that names its backbone; name a run or its export folder"
         )
-    encoder = build_encoder(read(EncoderConfig, settings, at="encoder"))
+    whole = {**settings, "c4": False}  # a run that stopped at c4 hands over the last stage as well
+    encoder = build_encoder(read(EncoderConfig, whole, at="encoder"))
     modules: dict[str, nn.Module] = {"backbone": encoder.body}
     if encoder.fpn is not None:
         modules["fpn"] = encoder.fpn
