@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -52,9 +54,12 @@ def test_join_puts_the_first_view_first() -> None:
     assert torch.equal(both.image, torch.cat([a.image, b.image])) and both.objects is None
     assert both.crop.tolist() == [*a.crop.tolist(), *b.crop.tolist()]
     assert both.flip.tolist() == [False, True, True, False]
-    with_objects = [View(v.image, v.crop, v.flip, v.crop[:, None] + i) for i, v in enumerate((a, b))]
-    objects = join(*with_objects).objects
-    assert objects is not None and torch.equal(objects[2:], b.crop[:, None] + 1)
+    ids = torch.tensor([[1], [2]])
+    listed = join(
+        *(View(v.image, v.crop, v.flip, v.crop[:, None] + i, ids + i) for i, v in enumerate((a, b)))
+    )
+    assert listed.objects is not None and torch.equal(listed.objects[2:], b.crop[:, None] + 1)
+    assert listed.ids is not None and listed.ids.tolist() == [[1], [2], [2], [3]]
 
 
 def test_join_refuses_two_sizes() -> None:
@@ -68,10 +73,11 @@ def test_batch_moves_whole() -> None:
     """Breaks when a part of the batch stays behind on the host."""
     crop = torch.tensor([[0.0, 0, 96, 96]])
     view = ramp_view(crop, torch.tensor([True]), objects=crop[:, None])
+    view = replace(view, ids=torch.tensor([[7]]))
     moved = Batch((view,), torch.tensor([3]), {"boxes": torch.rand(1, 2)}).to("meta")
-    objects = moved.views[0].objects
-    assert objects is not None
-    parts = [moved.views[0].image, moved.views[0].crop, moved.views[0].flip, objects, moved.index]
+    objects, ids = moved.views[0].objects, moved.views[0].ids
+    assert objects is not None and ids is not None
+    parts = [moved.views[0].image, moved.views[0].crop, moved.views[0].flip, objects, ids, moved.index]
     assert {p.device.type for p in [*parts, *moved.draws.values()]} == {"meta"}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from boxwise.shapes import Boxes, Index
@@ -24,6 +24,8 @@ class View:
     """Mirrored left-right after cropping."""
     objects: Float[Tensor, "B N 4"] | None = None
     """Source pixels: boxes known before training."""
+    ids: Int[Tensor, "B N"] | None = None
+    """One for each of `objects`: rows of an image's views that bear the same id show one object."""
 
     @property
     def width(self) -> int:
@@ -65,8 +67,8 @@ class View:
     def to(self, device: torch.device | str) -> View:
         """The same view on `device`; copies from pinned memory do not wait."""
         image, crop, flip = (x.to(device, non_blocking=True) for x in (self.image, self.crop, self.flip))
-        objects = None if self.objects is None else self.objects.to(device, non_blocking=True)
-        return View(image, crop, flip, objects)
+        listed = (None if x is None else x.to(device, non_blocking=True) for x in (self.objects, self.ids))
+        return View(image, crop, flip, *listed)
 
     def _frame(self) -> tuple[Float[Tensor, "B 1 4"], Float[Tensor, "B 1 4"]]:
         return self.crop[:, None, [0, 1, 0, 1]], self.magnification().repeat(1, 2)[:, None]
@@ -100,6 +102,6 @@ def join(a: View, b: View) -> View:
         sizes = " and ".join(f"{v.width} x {v.height}" for v in (a, b))
         raise ValueError(f"views of {sizes} pixels cannot be one batch; cut both to one size")
     objects = None if a.objects is None or b.objects is None else torch.cat([a.objects, b.objects])
-    return View(
-        torch.cat([a.image, b.image]), torch.cat([a.crop, b.crop]), torch.cat([a.flip, b.flip]), objects
-    )
+    ids = None if a.ids is None or b.ids is None else torch.cat([a.ids, b.ids])
+    crop, flip = torch.cat([a.crop, b.crop]), torch.cat([a.flip, b.flip])
+    return View(torch.cat([a.image, b.image]), crop, flip, objects, ids)

@@ -236,8 +236,8 @@ AnyBoxes = Tensor | Mapping[str, Tensor] | None  # of as many images as `change`
 
 def _each(change: Callable[[Tensor], Tensor], view: View, boxes: AnyBoxes) -> tuple[View, AnyBoxes]:
     """`change` of every tensor of a view and its boxes."""
-    objects = None if view.objects is None else change(view.objects)
-    view = View(change(view.image), change(view.crop), change(view.flip), objects)
+    objects, ids = (None if x is None else change(x) for x in (view.objects, view.ids))
+    view = View(change(view.image), change(view.crop), change(view.flip), objects, ids)
     if isinstance(boxes, Mapping):
         return view, {level: change(at) for level, at in boxes.items()}
     return view, None if boxes is None else change(boxes)
