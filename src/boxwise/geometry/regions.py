@@ -24,7 +24,7 @@ class Regions:
     a: Boxes
     b: Boxes
     keep: Keep
-    """Row by row, image by image. False rows are padding: they show the whole view and weigh nothing."""
+    """Row by row, image by image. False rows are padding: they show real pixels and weigh nothing."""
 
 
 def matched(a: View, b: View, in_a: Boxes, in_b: Boxes, keep: Bool[Tensor, "B R"]) -> Regions:

@@ -11,7 +11,6 @@ from boxwise.geometry.views import View
 from boxwise.nn.encoder import Encoder
 from boxwise.nn.heads import Res5Head
 from boxwise.nn.pools import BoxesAt, Pool, Pyramid
-from boxwise.shapes import Embeddings
 
 
 class Tap(nn.Module):
@@ -21,8 +20,10 @@ class Tap(nn.Module):
         super().__init__()
         self.pool, self.box_head, self.project = pool, box_head, project
 
-    def forward(self, pyramid: Pyramid, boxes: BoxesAt, width: int, height: int | None = None) -> Embeddings:
-        """One row per region the pool reads, in the pool's order."""
+    def forward(
+        self, pyramid: Pyramid, boxes: BoxesAt, width: int, height: int | None = None
+    ) -> Float[Tensor, "_M _D ..."]:
+        """One row per region the pool reads, in the pool's order; a map for each image where it reads whole levels."""
         crops = self.pool(pyramid, boxes, width, height)
         return self.project(crops if self.box_head is None else self.box_head(crops))
 
@@ -43,7 +44,7 @@ class Branch(nn.Module):
 
     def forward(
         self, view: View, boxes: BoxesAt = None, *, taps: Iterable[str] | None = None
-    ) -> dict[str, Float[Tensor, "_M _D"]]:
+    ) -> dict[str, Float[Tensor, "_M _D ..."]]:
         """Embeds `view`, running the encoder once. `taps` limits which taps run (default: all).
 
         Patches of an image are rows of their own, in its order.

@@ -55,6 +55,19 @@ class Pool(nn.Module, ABC):
     def forward(self, pyramid: Pyramid, boxes: BoxesAt, width: int, height: int | None = None) -> Crops: ...
 
 
+class Level(Pool):
+    """A level as it is, for heads that turn maps into maps."""
+
+    def __init__(self, level: str) -> None:
+        super().__init__()
+        self.level = level
+
+    def forward(
+        self, pyramid: Pyramid, boxes: BoxesAt = None, width: int = 0, height: int | None = None
+    ) -> Map:
+        return pyramid[self.level]
+
+
 class Whole(Pool):
     """The mean of the whole map: one row per image."""
 
@@ -76,7 +89,7 @@ class RegionPool(Pool):
         self.level, self.align = level, Align(size, aligned, sampling_ratio)
 
     def forward(self, pyramid: Pyramid, boxes: BoxesAt, width: int, height: int | None = None) -> Crops:
-        return self.align(pyramid[self.level], rows(_at(self.level, boxes)), (width, height or width))
+        return self.align(pyramid[self.level], rows(boxes_at(self.level, boxes)), (width, height or width))
 
 
 class EveryLevel(Pool):
@@ -91,7 +104,7 @@ class EveryLevel(Pool):
 
     def forward(self, pyramid: Pyramid, boxes: BoxesAt, width: int, height: int | None = None) -> Crops:
         view = width, height or width
-        crops = [self.align(pyramid[level], rows(_at(level, boxes)), view) for level in self.levels]
+        crops = [self.align(pyramid[level], rows(boxes_at(level, boxes)), view) for level in self.levels]
         return torch.stack(crops, dim=1).flatten(0, 1)
 
 
@@ -146,7 +159,8 @@ def _masked(
     return total
 
 
-def _at(level: str, boxes: BoxesAt) -> Boxes:
+def boxes_at(level: str, boxes: BoxesAt) -> Boxes:
+    """The boxes to be read from `level`."""
     here = boxes[level] if isinstance(boxes, Mapping) else boxes
     if here is None:
         raise ValueError(f"pooling regions of {level} needs boxes")
