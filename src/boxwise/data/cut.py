@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from boxwise.config import Share, Span, settings
 from boxwise.data.augment import Photo
+from boxwise.data.cutout import Cutout
 from boxwise.shapes import Picture
 
 TRIES = 10
@@ -49,6 +50,7 @@ class ViewSpec:
 
     crop: Crop = Crop()
     photo: Photo = Photo()
+    cutout: Cutout = Cutout()
 
 
 class Cut(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,11 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from boxwise.data.augment import NUMBERS, PhotoDraws, augment, draw_photo
-from boxwise.data.cut import ViewSpec, cut_view, draw_cuts
+from boxwise.data.cut import Cut, ViewSpec, cut_view, draw_cuts
+from boxwise.data.cutout import cut_out
+from boxwise.data.objects import USE, Known, Objects, Proposer, draw_objects, stacked
 from boxwise.data.order import NAMED, VIEW, Item, Sampler, numbers
 from boxwise.data.sources import Images
 from boxwise.data.workers import Ahead, Bad, Policy, StartMethod, Tally, default_workers
 from boxwise.geometry.views import Batch, View
+from boxwise.shapes import Picture
 
 __all__ = [
     "Bad",
@@ -48,12 +52,17 @@ class Load:
     specs: tuple[ViewSpec, ...]
     bad: tuple[Bad, ...]
     """Images that could not be read; others, drawn for the purpose, stand in their places."""
+    holes: tuple[Tensor, ...] = ()
+    """Of each view, the draws of `cut_out` for its known objects, (B, N, 4); empty where none are known."""
 
     def ready(self, device: torch.device | str) -> Batch:
         """The batch as a method takes it: on `device`, augmented, normalised."""
         batch = self.batch.to(device)
         made = zip(batch.views, self.photos, self.specs, strict=True)
-        return replace(batch, views=tuple(augment(view, draws, spec.photo) for view, draws, spec in made))
+        views = [augment(view, draws, spec.photo) for view, draws, spec in made]
+        for i, noise in enumerate(self.holes):
+            views[i] = cut_out(views[i], noise.to(device, non_blocking=True), self.specs[i].cutout)
+        return replace(batch, views=tuple(views))
 
 
 class CutViews(NamedTuple):
@@ -71,12 +80,16 @@ class CutViews(NamedTuple):
     """Rows of the image set."""
     draws: dict[str, Tensor]
     bad: tuple[Bad, ...]
+    known: tuple[Known, ...] = ()
+    """Of each view; empty where no objects are known."""
 
     def load(self, specs: tuple[ViewSpec, ...]) -> Load:
         crop, flip, noise, index = map(torch.from_numpy, (self.crop, self.flip, self.noise, self.source))
-        views = tuple(View(pixels, crop[i], flip[i]) for i, pixels in enumerate(self.pixels))
+        known = [[*map(torch.from_numpy, one[:2])] for one in self.known] or [[]] * len(specs)
+        views = tuple(View(pixels, crop[i], flip[i], *known[i]) for i, pixels in enumerate(self.pixels))
         photos = tuple(draw_photo(noise[i], spec.photo) for i, spec in enumerate(specs))
-        return Load(Batch(views, index, self.draws), photos, specs, self.bad)
+        holes = tuple(torch.from_numpy(one.holes) for one in self.known)
+        return Load(Batch(views, index, self.draws), photos, specs, self.bad, holes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +101,9 @@ class Cutter:
     draws: Mapping[str, tuple[int, ...]]
     seed: int
     bad_images: Literal["error", "skip"]
+    objects: Objects | None = None
+    proposals: Proposer | None = None
+    """Where the boxes of `objects` come from."""
 
     def __call__(self, items: Sequence[Item], bad: list[Bad]) -> CutViews:
         policy = Policy(self.bad_images, len(self.images), self.seed)
@@ -95,17 +111,32 @@ class Cutter:
         pixels = tuple(_room(len(items), crop.size) for crop in crops)
         crop, flip = np.empty((*shape, 4), dtype=np.float32), np.empty(shape, dtype=np.bool_)
         noise, source = np.empty((*shape, NUMBERS), dtype=np.float32), np.empty(len(items), dtype=np.int64)
+        known = []
         for row, item in enumerate(items):
             source[row], picture = policy.read(item, self.images.read, bad)
             rngs = [numbers(self.seed, VIEW + i, item) for i in range(len(self.specs))]
             for i, rng in enumerate(rngs):
                 noise[i, row] = rng.random(NUMBERS, dtype=np.float32)
-            cuts = draw_cuts(rngs, crops, width=picture.shape[2], height=picture.shape[1])
+            cuts, seen = self._cuts(item, rngs, int(source[row]), picture)
+            known.append(seen)
             for i, cut in enumerate(cuts):
                 pixels[i][row] = cut_view(picture, cut, crops[i])
                 crop[i, row], flip[i, row] = cut.box, cut.flip
         draws = {name: self._draw(name, size, items) for name, size in self.draws.items()}
-        return CutViews(pixels, crop, flip, noise, source, draws, tuple(bad))
+        return CutViews(pixels, crop, flip, noise, source, draws, tuple(bad), stacked(known))
+
+    def _cuts(
+        self, item: Item, rngs: Sequence[np.random.Generator], index: int, picture: Picture
+    ) -> tuple[list[Cut], list[Known]]:
+        """Where the views of image number `index` are cut, and the objects that each knows, if any are to be known."""
+        height, width = picture.shape[1:]
+        draw = partial(draw_cuts, rngs, [spec.crop for spec in self.specs], width=width, height=height)
+        if self.objects is None:
+            return draw(), []
+        assert self.proposals is not None, "objects are chosen from proposals"
+        rng, proposed = numbers(self.seed, USE, item), self.proposals.boxes(index)
+        crops = [spec.crop for spec in self.specs]
+        return draw_objects(rng, draw, crops, proposed, self.objects, width=width, height=height)
 
     def batch_bytes(self, count: int) -> int:
         """What a batch of `count` images takes in shared memory."""
@@ -187,15 +218,19 @@ def feed(
     bad_images: Literal["error", "skip"] = "skip",
     pin: bool = False,
     start_method: StartMethod | None = None,
+    objects: Objects | None = None,
+    proposals: Proposer | None = None,
 ) -> Feed:
     """Loads of the steps `start` to `total`, `accumulate` each; `batch_size` counts all ranks and parts.
+
+    With `objects`, views know boxes that are chosen from `proposals`.
 
     Raises ValueError with the mend where images are fewer than a batch, or shared memory is too small for the
     workers; while read, BadImage under the policy "error", or when replacements cannot be read either.
     """
     sampler = Sampler(len(images), batch_size, seed, start, total, accumulate, rank, world)
     workers = default_workers(pin, world=world) if workers is None else workers
-    cutter = Cutter(images, views, dict(draws), seed, bad_images)
+    cutter = Cutter(images, views, dict(draws), seed, bad_images, objects, proposals)
     room = cutter.batch_bytes(sampler.micro_batch)
     return Feed(
         Ahead(cutter, sampler, workers=workers, pin=pin, start_method=start_method, batch_bytes=room), views

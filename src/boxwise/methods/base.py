@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from boxwise.data.cut import ViewSpec
+from boxwise.data.objects import Objects
 from boxwise.geometry.regions import Regions
 from boxwise.geometry.views import Batch
 from boxwise.nn.branch import Branch
@@ -26,6 +27,11 @@ class MethodConfig(ABC):
     @property
     @abstractmethod
     def name(self) -> str: ...
+
+    @property
+    def objects(self) -> Objects | None:
+        """Which of each image's proposed boxes its views are to know; none: the method needs no proposals."""
+        return None
 
     @abstractmethod
     def build(self, encoder: Encoder) -> Method:
