@@ -214,6 +214,11 @@ def _begin(worker: int) -> None:
     threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
 
 
+def begin_helper() -> None:
+    """What a process of a pool does first, to be as quiet and as mortal as a worker."""
+    _begin(0)
+
+
 def _follow_parent(parent: int) -> None:
     """Ends this process when its parent is gone or says so, or a while after another process says so.
 

@@ -82,6 +82,19 @@ def leads() -> bool:
     return int(env.get("NODE_RANK", "0")) == 0 and int(env.get("LOCAL_RANK", "0")) == 0
 
 
+def place() -> tuple[int, int, int]:
+    """Rank of this process, number of processes, and how many of them share this machine's cores; by torchrun
+    or SLURM, and a process of its own otherwise. Known before any process group exists."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_WORLD_SIZE", "1"))
+    if "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        ranks, nodes = int(env["SLURM_NTASKS"]), int(env.get("SLURM_NNODES", "1"))
+        # SLURM as a rule gives each task cores of its own, which its affinity shows.
+        return int(env.get("SLURM_PROCID", "0")), ranks, 1 if "SLURM_CPUS_PER_TASK" in env else ranks // nodes
+    return 0, 1, 1
+
+
 def launch(run: Run) -> Fabric:
     """Fabric for `run`, its processes started: with `devices` above 1 it runs this very command again."""
     from lightning_fabric import Fabric

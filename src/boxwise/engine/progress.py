@@ -18,6 +18,8 @@ QUIET_SECONDS = 10.0
 class Display:
     """Steps `start` to `total` of a run, for whoever watches. `shown=False` is for ranks that stay silent."""
 
+    unit = "step"
+
     def __init__(self, title: str, *, start: int, total: int, shown: bool = True) -> None:
         self.start, self.total, self.shown = start, total, shown
         self.begun = time.perf_counter()
@@ -58,7 +60,7 @@ class Display:
             self._bar.update(self._task, figures=line)
         elif self.shown and (now - self._last_line >= QUIET_SECONDS or step in (1, self.total)):
             self._last_line = now
-            print(f"step {step}/{self.total}  {line}", file=sys.stderr, flush=True)
+            print(f"{self.unit} {step}/{self.total}  {line}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """A message between the figures."""
@@ -73,6 +75,18 @@ class Display:
             f"loss {row['train/loss']:.4g}  {row['time/images_per_s']:.4g} images/s  "
             f"data wait {row['time/data_wait']:.0%}  lr {row['train/lr']:.3g}  {clock(left)} left"
         )
+
+
+class ImageDisplay(Display):
+    """The same for work on one image after another: rate of images, time left."""
+
+    unit = "image"
+
+    def line(self, step: int, row: Row) -> str:
+        spent = max(time.perf_counter() - self.begun, 1e-9)
+        rate = (step - self.start) / spent
+        left = clock((self.total - step) / rate) if rate else "?"
+        return f"{rate:.4g} images/s  {left} left"
 
 
 def clock(seconds: float) -> str:

@@ -1,0 +1,206 @@
+"""Proposals for a whole image set: made by all cores and ranks, resumed, joined."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from boxwise.data.coco_files import coco_split, is_coco_root
+from boxwise.data.proposal_parts import Part, Parts, join
+from boxwise.data.proposal_pool import made_of
+from boxwise.data.proposals import Proposals, Table
+from boxwise.data.propose import (
+    CocoBoxes,
+    Generator,
+    GridBoxes,
+    RandomBoxes,
+    SelectiveSearch,
+    coco_boxes,
+    stated,
+)
+from boxwise.data.sources import Files, open_images
+from boxwise.engine.atomic import written
+from boxwise.engine.device import place
+from boxwise.engine.lock import Lock
+from boxwise.engine.progress import ImageDisplay
+
+Method = Literal["selective-search", "random", "grid", "coco-json"]
+POLL, STALLED = 0.5, 1800.0
+"""Seconds between two looks at the other ranks' parts, and without any growth until a rank gives up."""
+
+
+def proposals(
+    data: str | Path,
+    out: Path,
+    *,
+    images: Path | None = None,
+    method: Method = "selective-search",
+    boxes: Path | None = None,
+    generator: Generator | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes proposals for the images of `data` to `out`, or goes on where an earlier call was stopped.
+
+    `boxes` is the COCO json of the method "coco-json"; without it, that of `data`. A `generator` counts more than
+    a method. Returns `out`, at once if it holds what would be made.
+    """
+    source = open_images(data, images=images)
+    if boxes is not None and method != "coco-json":
+        raise ValueError("--boxes goes with --method coco-json")
+    if generator is None:
+        generator = _labels(Path(data), boxes) if method == "coco-json" else chosen(method)
+    return make(source, out, generator, workers=workers, overwrite=overwrite)
+
+
+def ensure(
+    images: Files, out: Path, *, method: Method | Generator = "selective-search", workers: int | None = None
+) -> Proposals:
+    """The proposals of `images` in `out`, which is made first, and said, where it is not there or of other images.
+
+    All ranks call this together, and all return once the file stands.
+    """
+    generator = chosen(method) if isinstance(method, str) else method
+    if not _holds(out, images, generator):
+        if place()[0] == 0:
+            print(f"no proposals for these images yet: making {out} ({generator.name})", file=sys.stderr)
+        make(images, out, generator, workers=workers, overwrite=True)
+    return Proposals.open(out, images)
+
+
+def chosen(method: str) -> Generator:
+    """The generator of that name with its default settings."""
+    known: dict[str, Generator] = {g.name: g for g in (SelectiveSearch(), RandomBoxes(), GridBoxes())}
+    if method not in known:
+        raise ValueError(f"{method}: no such way to propose boxes; known are {', '.join(known)}")
+    return known[method]
+
+
+def make(
+    images: Files, out: Path, generator: Generator, *, workers: int | None = None, overwrite: bool = False
+) -> Path:
+    """`proposals` for images that are open already."""
+    if _holds(out, images, generator):
+        return out
+    if out.exists() and not overwrite:
+        raise ValueError(
+            f"{out}: is there, of other images or made otherwise; pass --overwrite to replace it"
+        )
+    rank, world, neighbours = place()
+    parts = Parts(_parts_folder(out, generator))
+    parts.folder.mkdir(parents=True, exist_ok=True)
+    lock = Lock(parts.folder) if rank == 0 else None
+    try:
+        _make_part(images, parts, generator, rank, world, _workers(workers, neighbours))
+        if world > 1:
+            _await(out, images, parts, generator, rank)
+        if rank == 0:
+            _finish(out, images, parts, generator)
+    finally:
+        if lock is not None:
+            lock.release()
+    if rank == 0:
+        shutil.rmtree(parts.folder, ignore_errors=True)
+    return out
+
+
+def _labels(data: Path, boxes: Path | None) -> CocoBoxes:
+    """The boxes of a json, and where those are detections, of the images that the data's own json names."""
+    own = data if data.suffix.lower() == ".json" else None
+    if data.is_dir() and is_coco_root(data):
+        own = coco_split(data, "train").file
+    if boxes is None and own is None:
+        raise ValueError(f"{data}: has no COCO json of its own; pass --boxes FILE.json")
+    return coco_boxes(boxes or own or data, images=own)
+
+
+def _holds(out: Path, images: Files, generator: Generator) -> bool:
+    """Whether `out` is what `make` would make."""
+    if not out.exists():
+        return False
+    try:
+        table = Table(out)
+    except ValueError:
+        return False
+    return table.generator == _settings(generator) and table.fingerprint == images.fingerprint()
+
+
+def _settings(generator: Generator) -> dict[str, Any]:
+    """As they come back from a file."""
+    return json.loads(json.dumps(stated(generator)))
+
+
+def _parts_folder(out: Path, generator: Generator) -> Path:
+    """Parts of other settings never meet."""
+    key = hashlib.blake2b(json.dumps(_settings(generator), sort_keys=True).encode(), digest_size=4)
+    return out.with_name(f"{out.name}.parts-{key.hexdigest()}")
+
+
+def _workers(asked: int | None, neighbours: int) -> int:
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // neighbours)
+
+
+def _make_part(
+    images: Files, parts: Parts, generator: Generator, rank: int, world: int, workers: int
+) -> None:
+    """The boxes of every `world`-th image that nobody has made before."""
+    parts.refresh()
+    mine = range(rank, len(images), world)
+    todo = [i for i in mine if not parts.done(images, i)]
+    if len(todo) < len(mine) and rank == 0:
+        print(f"going on: {len(mine) - len(todo)} of {len(mine)} images are done", file=sys.stderr)
+    part = Part(parts.folder / f"{rank}.part")
+    bad, start = 0, len(mine) - len(todo)
+    display = ImageDisplay("proposals", start=start, total=len(mine), shown=rank == 0)
+    try:
+        with display:
+            for done, made in enumerate(made_of(images, todo, generator, workers=workers), start=start + 1):
+                part.add(made)
+                display.advance(done)
+                display.show(done, {})
+                if made.reason:
+                    bad += 1
+                    display.say(f"{made.name}: {made.reason}; it has no proposals")
+    finally:
+        part.close()
+    if bad:
+        print(f"{bad} images could not be read and have no proposals", file=sys.stderr)
+
+
+def _await(out: Path, images: Files, parts: Parts, generator: Generator, rank: int) -> None:
+    """Rank 0 waits until the parts of all are whole, the others until it has joined them."""
+    last, told = time.monotonic(), False
+    lacking = set(range(len(images))) if rank == 0 else set()
+    while True:
+        if parts.folder.exists() and parts.refresh():
+            last = time.monotonic()
+        lacking = {i for i in lacking if images.name(i) not in parts.places}
+        if rank == 0 and not lacking:
+            return
+        if rank and _holds(out, images, generator):
+            return
+        if rank == 0 and not told:
+            print("waiting for the other ranks", file=sys.stderr)
+            told = True
+        if time.monotonic() - last > STALLED:
+            raise ValueError(
+                f"{out}: no rank has made a proposal for {STALLED / 60:.0f} minutes: start the command again, "
+                "it goes on from here"
+            )
+        time.sleep(POLL)
+
+
+def _finish(out: Path, images: Files, parts: Parts, generator: Generator) -> None:
+    parts.refresh()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with written(out) as file:
+        join(parts, images, file, _settings(generator))
