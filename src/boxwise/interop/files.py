@@ -20,6 +20,7 @@ from boxwise.interop.keys import COUNTER, PARTS, MatchReport, State, arrange, de
 MODEL, CARD = "model.safetensors", "config.json"
 ACCEPTED = "a run folder, its export folder, a .safetensors file, or a .pth of torchvision or timm"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FPN_LEVELS = ("p2", "p3", "p4", "p5")
 NESTS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
 """Where training scripts keep the weights inside a checkpoint."""
 
@@ -40,6 +41,12 @@ class Weights:
         return tuple(p for p, prefix in PARTS.items() if any(n.startswith(prefix) for n in self.state))
 
     @property
+    def partial(self) -> tuple[str, ...]:
+        """Which of them are only as much as was trained: an FPN of some levels."""
+        levels = self.config.get("encoder", {}).get("fpn_levels", FPN_LEVELS)
+        return () if [*levels] == [*FPN_LEVELS] else ("fpn",)
+
+    @property
     def mean(self) -> tuple[float, float, float]:
         """RGB in 0..1 that inputs are normalised by; ImageNet's where the file does not say."""
         return _rgb(self.config, "mean", IMAGENET_MEAN, self.source)
@@ -51,7 +58,7 @@ class Weights:
 
     def match(self, modules: Mapping[str, nn.Module]) -> MatchReport:
         """What `into` would do, without doing it."""
-        return match(self.state, modules, source=self.source)
+        return match(self.state, modules, source=self.source, partial=self.partial)
 
     @torch.no_grad()
     def into(self, modules: Mapping[str, nn.Module]) -> MatchReport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -43,6 +43,9 @@ class PartReport:
     """Numbers that were taken over."""
     wanted: int
     """Numbers that the module has: parameters and running statistics."""
+    partial: bool = False
+    """Only some of the part was ever trained, as ReSim's two levels of an FPN: what the module has beyond it, and a
+    bias where the module has a norm, is no loss."""
 
     @property
     def share(self) -> float:
@@ -50,8 +53,14 @@ class PartReport:
 
     @property
     def complete(self) -> bool:
-        """Everything the module has came from the weights, and nothing of the weights was left over."""
-        return bool(self.matched) and not (self.missing or self.unexpected or self.mismatched)
+        """Everything the module has came from the weights, and nothing of the weights was left over.
+
+        Of a partial part, everything that has a place in the module arrived there.
+        """
+        lost = self.mismatched
+        if not self.partial:
+            lost += self.missing + self.unexpected
+        return bool(self.matched) and not lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +128,23 @@ def detector_names(state: State) -> dict[str, Tensor]:
     return {PARTS["backbone"] + n: t for n, t in bare.items() if not n.startswith(CLASSIFIER_END)}
 
 
-def match(state: State, modules: Mapping[str, nn.Module], *, source: str = "weights") -> MatchReport:
-    """Compares names and shapes of `state`, in detector names, with `modules` by part. Copies nothing."""
+def match(
+    state: State,
+    modules: Mapping[str, nn.Module],
+    *,
+    source: str = "weights",
+    partial: Collection[str] = (),
+) -> MatchReport:
+    """Compares names and shapes of `state`, in detector names, with `modules` by part. Copies nothing.
+
+    `partial` names the parts of which the weights hold only what was trained.
+    """
     reports = {}
     for part in PARTS:
         given = arrange(state, part, modules)
         module = modules[part].state_dict() if part in modules else {}
         if given or module:
-            reports[part] = _compare(given, module)
+            reports[part] = replace(_compare(given, module), partial=part in partial)
     held = tuple(p for p in PARTS if any(n.startswith(PARTS[p]) for n in state))
     return MatchReport(source, reports, held)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from boxwise.config import settings
+from boxwise.nn.pyramid import PartialPyramid
 from boxwise.shapes import Image
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -75,12 +76,16 @@ class EncoderConfig:
     """Channels of every level of the FPN."""
     fpn_norm: Literal["bn", "none"] = "bn"
     """After each convolution of the FPN: BatchNorm (bn), or nothing but a bias (none)."""
+    fpn_levels: tuple[Literal["p2", "p3", "p4", "p5"], ...] = ("p2", "p3", "p4", "p5")
+    """Levels that the FPN gives, finest first. What only the others would need is left out: ReSim has p3 and p4."""
     zero_init_last: bool = False
     """Start every residual block as the identity; torchvision's ResNets only."""
     c4: bool = False
     """Stop at c4: the last stage becomes the box head, as in C4 detectors. For methods that have such a head."""
 
     def __post_init__(self) -> None:
+        if not self.fpn_levels or [*self.fpn_levels] != sorted({*self.fpn_levels}):
+            raise ValueError("fpn_levels: name each level once, finest first")
         if self.c4 and self.fpn:
             raise ValueError(
                 "c4 and fpn: a pyramid is built on c5, which an encoder that stops at c4 has not"
@@ -117,8 +122,9 @@ class Encoder(nn.Module):
         self.strides = {name: LEVELS[name] for name in self._at}
         self.fpn = _pyramid([*self.channels.values()], config) if config.fpn else None
         if config.fpn:
-            self.channels |= {_above(name): config.fpn_channels for name in LEVELS}
-            self.strides |= {_above(name): stride for name, stride in LEVELS.items()}
+            above = {_above(name): stride for name, stride in LEVELS.items()}
+            self.channels |= dict.fromkeys(config.fpn_levels, config.fpn_channels)
+            self.strides |= {name: above[name] for name in config.fpn_levels}
 
     def forward(self, image: Image) -> Maps:
         """Every level by name. A side that a stride does not divide is rounded up."""
@@ -235,8 +241,11 @@ def rejoined(body: nn.Module, last: nn.Module) -> nn.Module:
     return whole
 
 
-def _pyramid(channels: list[int], config: EncoderConfig) -> FeaturePyramidNetwork:
+def _pyramid(channels: list[int], config: EncoderConfig) -> nn.Module:
     norm = nn.BatchNorm2d if config.fpn_norm == "bn" else None
+    given = [i for i, name in enumerate(LEVELS) if _above(name) in config.fpn_levels]
+    if len(given) < len(LEVELS):
+        return PartialPyramid(channels, config.fpn_channels, given, norm=norm)
     return FeaturePyramidNetwork(channels, config.fpn_channels, norm_layer=norm)
 
 

@@ -43,18 +43,31 @@ def moco_projector(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     )
 
 
+def conv_projector(inputs: int, outputs: int) -> nn.Sequential:
+    """ReSim's projection of a map: two 3x3 convolutions, the first with BatchNorm and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, inputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(inputs),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(inputs, outputs, 3, padding=1),
+    )
+
+
 def simsiam_projector(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """SimSiam's three layers, each followed by BatchNorm; the last norm has no scale and shift."""
+    """SimSiam's three layers, each followed by BatchNorm; the last norm has no scale and shift.
+
+    The norms leave padding out where `only_kept` says which rows are.
+    """
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(inputs, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
+        RowNorm(hidden),
         nn.ReLU(inplace=True),
         nn.Linear(hidden, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
+        RowNorm(hidden),
         nn.ReLU(inplace=True),
         nn.Linear(hidden, outputs, bias=False),
-        nn.BatchNorm1d(outputs, affine=False),
+        RowNorm(outputs, affine=False),
     )
 
 
@@ -63,7 +76,7 @@ def simsiam_predictor(width: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(width, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
+        RowNorm(hidden),
         nn.ReLU(inplace=True),
         nn.Linear(hidden, width),
     )

@@ -205,8 +205,8 @@ class Shuffle:
         order = self.order()
         everyone = _each(gather, view, boxes)
         mine = order.view(world(), -1)[rank()]
-        groups = mine.tensor_split(_groups(len(mine)) if world() == 1 else 1)
-        parts = [embed(*_each(operator.itemgetter(rows), *everyone)) for rows in groups]
+        dealt = mine.tensor_split(groups(len(mine)))
+        parts = [embed(*_each(operator.itemgetter(rows), *everyone)) for rows in dealt]
         return {name: self._restored(torch.cat([p[name] for p in parts]), order) for name in parts[0]}
 
     def order(self) -> Int[Tensor, " N"]:
@@ -215,11 +215,11 @@ class Shuffle:
         Every rank's (or block's) images are shuffled, then dealt in turn like the cards of as many players.
         """
         noise = gather(self.noise)
-        groups = world() if world() > 1 else _groups(len(noise))
-        size = -(-len(noise) // groups)
+        parts = world() if world() > 1 else groups(len(noise))
+        size = -(-len(noise) // parts)
         place = torch.arange(len(noise), device=noise.device)
         shuffled = (place // size + noise).argsort(stable=True)
-        return shuffled[(place % size * groups + place // size).argsort()]
+        return shuffled[(place % size * parts + place // size).argsort()]
 
     def _restored(self, rows: Tensor, order: Int[Tensor, " N"]) -> Tensor:
         images = len(self.noise)
@@ -227,8 +227,9 @@ class Shuffle:
         return per_image[order.argsort().view(world(), -1)[rank()]].flatten(0, 1)
 
 
-def _groups(images: int) -> int:
-    return max(1, min(GROUPS, images // GROUP))
+def groups(images: int) -> int:
+    """Equal parts of a batch that stand for ranks on one device; over several ranks each is one."""
+    return 1 if world() > 1 else max(1, min(GROUPS, images // GROUP))
 
 
 AnyBoxes = Tensor | Mapping[str, Tensor] | None  # of as many images as `change` leaves
