@@ -173,8 +173,8 @@ def test_the_sampler_says_how_long_it_is() -> None:
 @pytest.mark.parametrize(
     ("options", "mend"),
     [
-        ({"count": 22, "batch_size": 64}, r"22 images are fewer than one batch of 64: .*--batch-size 11"),
-        ({"count": 9, "batch_size": 16, "accumulate": 2, "world": 2}, "--batch-size 4"),
+        ({"count": 22, "batch_size": 64}, r"22 images are fewer than one batch of 64: .*--batch-size 22"),
+        ({"count": 9, "batch_size": 16, "accumulate": 2, "world": 2}, "--batch-size 8"),
         (
             {"count": 22, "batch_size": 6, "world": 4},
             r"does not divide into 1 parts on 4 ranks: .*--batch-size 8",

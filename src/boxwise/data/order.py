@@ -29,6 +29,19 @@ def numbers(seed: int, use: int, item: Item) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=use << 64 | seed, counter=[0, 0, item.index, item.epoch]))
 
 
+def whole_batches(images: int, batch_size: int, *, parts: int = 1) -> int:
+    """Batches in one pass over `images` images; what is left over is dropped.
+
+    Raises ValueError where there is not one, with a batch that leaves each of `parts` at least two images.
+    """
+    if images < batch_size:
+        count = "1 image is" if images == 1 else f"{images} images are"
+        fits = images // (2 * parts) * 2 * parts
+        mend = f", or pass --batch-size {fits}" if fits else ""
+        raise ValueError(f"{count} fewer than one batch of {batch_size}: add images{mend}")
+    return images // batch_size
+
+
 @dataclass(frozen=True, slots=True)
 class Sampler:
     """The items of each micro-batch of one rank, from step `start` to `total`; a step has `accumulate` of them.
@@ -58,11 +71,8 @@ class Sampler:
             )
         if self.count < 1:
             raise ValueError("there is no image to read")
-        if not self.stream and self.count < self.batch_size:
-            raise ValueError(
-                f"{self.count} images are fewer than one batch of {self.batch_size}: add images, or pass "
-                f"--batch-size {max(1, self.count // 2 // parts) * parts}"
-            )
+        if not self.stream:
+            whole_batches(self.count, self.batch_size, parts=parts)
 
     @property
     def micro_batch(self) -> int:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from boxwise.config import LARS, SGD, AdamW, Data, Run, Schedule
 from boxwise.data.cut import ViewSpec
+from boxwise.data.order import whole_batches
 from boxwise.methods import image_level, scrl
 from boxwise.methods.base import MethodConfig
 from boxwise.nn.encoder import EncoderConfig
@@ -62,6 +63,18 @@ class Configuration(ABC):
     @abstractmethod
     def widened(self, key: str, value: Any) -> Raw | None:
         """What `image_size` and `backbone` stand for in this kind of recipe; none for a flag that stands for itself."""
+
+    @abstractmethod
+    def batches(self, images: int) -> float:
+        """Batches in one pass over `images` images."""
+
+    def steps_per_epoch(self, images: int) -> int:
+        """What the schedule takes an epoch for."""
+        return max(1, int(self.batches(images)))
+
+    def steps(self, images: int) -> int:
+        """Optimiser steps of a whole run on `images` images."""
+        return self.schedule.steps or max(1, round((self.schedule.epochs or 0) * self.batches(images)))
 
     def keys(self) -> list[str]:
         """Every dotted key that can be set."""
@@ -140,6 +153,11 @@ class Recipe(Configuration):
             "data": Data,
         }
 
+    def batches(self, images: int) -> float:
+        """Whole batches alone. Raises ValueError where there is not one."""
+        run = self.run
+        return whole_batches(images, run.batch_size, parts=run.accumulate * run.devices * run.nodes)
+
     def widened(self, key: str, value: Any) -> Raw | None:
         if key == "image_size":
             return {"views": {str(i): {"crop": {"size": value}} for i in range(len(self.views))}}
@@ -175,6 +193,10 @@ class TransferRecipe(Configuration):
             "run": Run,
             "data": Data,
         }
+
+    def batches(self, images: int) -> float:
+        """Passes follow one another without a gap, so that few images are enough for a batch."""
+        return images / self.run.batch_size
 
     def widened(self, key: str, value: Any) -> Raw | None:
         if key == "image_size":

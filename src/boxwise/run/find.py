@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from boxwise.engine.device import leads
 from boxwise.recipes import pretrain as pretraining
 from boxwise.recipes import transfer as transferring
 from boxwise.recipes.recipe import Configuration, Recipe, TransferRecipe
-from boxwise.run.fit import given_keys
-from boxwise.strict import SettingsError, load_yaml, nearest, plain
+from boxwise.run.fit import given_keys, on_ranks, scaled_rate
+from boxwise.strict import SettingsError, dump_yaml, load_yaml, nearest, plain
 
 R = TypeVar("R", bound=Configuration)
 
@@ -50,6 +51,16 @@ def transfer_recipe(
     return _found(named, transferring.FAMILIES, known, TransferRecipe, config, settings)
 
 
+def say(recipe: Configuration, changes: Iterable[str], *, source: str | None = None) -> None:
+    """What was changed and how the rate follows the batch, before a run; with `source`, the whole recipe too."""
+    if not leads():
+        return
+    for line in [*changes, scaled_rate(recipe)]:
+        print(f"  {line}", file=sys.stderr)
+    if source is not None:
+        print(dump_yaml(saved(recipe, source)), end="")
+
+
 def saved(recipe: Configuration, source: str) -> dict[str, Any]:
     """What config.yaml holds: the resolved recipe, and the function that a user's own method came from."""
     return {"source": source, **plain(recipe)}
@@ -82,7 +93,7 @@ def _found(
         fitted = fitted and not _whole(file, recipe)
     layers.append(settings or {})
     given = frozenset(key for layer in layers for key in given_keys(layer, recipe))
-    return Found(recipe.changed(*layers), source, fitted, given)
+    return Found(on_ranks(recipe.changed(*layers)), source, fitted, given)
 
 
 def _whole(file: Mapping[str, Any], recipe: Configuration) -> bool:

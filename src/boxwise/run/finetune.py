@@ -22,8 +22,8 @@ from boxwise.engine.loop import device_of, dtype_of, fit
 from boxwise.interop.files import IMAGENET_MEAN, IMAGENET_STD, Weights, load_weights, write_state
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.run.bad_images import BadImages
-from boxwise.run.find import saved, transfer_recipe
-from boxwise.run.fit import fitted_transfer, on_ranks, scaled_rate
+from boxwise.run.find import saved, say, transfer_recipe
+from boxwise.run.fit import fitted_transfer
 from boxwise.run.show import detections_sheet, write_picture
 from boxwise.strict import SettingsError, dump_yaml, plain
 from boxwise.transfer.detectors import build_detector, parts
@@ -57,7 +57,7 @@ def finetune(
     found = transfer_recipe(recipe, config=config, settings=settings)
     given = found.given
     pretrained = None if weights is None else load_weights(weights)
-    resolved = on_ranks(found.recipe)
+    resolved = found.recipe
     if pretrained is not None:
         resolved = adopted(resolved, pretrained, given)
     if impossible := list(resolved.detector.problems(pretrained=pretrained is not None)):
@@ -67,11 +67,8 @@ def finetune(
     changes: list[str] = []
     if found.fitted:
         resolved, changes = fitted_transfer(resolved, images=len(train), given=given)
-    if leads():
-        for line in [*changes, scaled_rate(resolved)]:
-            print(f"  {line}", file=sys.stderr)
+    say(resolved, changes, source=found.source if dry_run else None)
     if dry_run:
-        print(dump_yaml(saved(resolved, found.source)), end="")
         return Path(out)
     return run_transfer(
         resolved,
@@ -89,7 +86,14 @@ def finetune(
 def labelled_splits(
     data: str | Path, *, images: Path | None = None, val: Path | None = None, max_value: int | None = None
 ) -> tuple[Labelled, Labelled]:
-    """What to train and what to measure on, with one list of categories."""
+    """What to train and what to measure on, with one list of categories.
+
+    Raises ValueError for a json without another to measure on: nobody is to take its figures for a test's.
+    """
+    if val is None and Path(data).suffix.lower() == ".json":
+        raise ValueError(
+            f"{data}: pass --val FILE.json, images to measure on (the same file, to measure on what it trains on)"
+        )
     train = open_labelled(data, split="train", images=images, val=val, max_value=max_value)
     test = open_labelled(
         data, split="val", images=images, val=val, max_value=max_value, categories=train.categories
@@ -170,8 +174,8 @@ def run_transfer(
             optimiser=recipe.optim,
             schedule=recipe.schedule,
             run=run,
-            steps_per_epoch=max(1, len(train) // run.batch_size),
-            total=_total(recipe, len(train)),
+            steps_per_epoch=recipe.steps_per_epoch(len(train)),
+            total=recipe.steps(len(train)),
             folder=folder,
             resume=resume,
             sync_norm=recipe.detector.norm == "sync",
@@ -221,7 +225,7 @@ def _loads(
             run.batch_size,
             run.seed,
             start,
-            _total(recipe, len(train)),
+            recipe.steps(len(train)),
             run.accumulate,
             dist.get_rank() if met else 0,
             dist.get_world_size() if met else 1,
@@ -253,8 +257,3 @@ def _keep(
     card = {"detector": plain(recipe.detector), "categories": categories, "mean": [*mean], "std": [*std]}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
     write_state(folder / "export", state, card)
-
-
-def _total(recipe: TransferRecipe, images: int) -> int:
-    epochs = recipe.schedule.epochs or 0
-    return recipe.schedule.steps or max(1, round(epochs * images / recipe.run.batch_size))

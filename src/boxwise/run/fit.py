@@ -52,7 +52,7 @@ def fitted(
         changes["method.queue"] = length
         why.append(f"queue {queue} -> {length} (at most half of {images} images)")
     recipe = recipe.changed(changes)
-    return _short_warmup(recipe, max(1, images // batch), given, why), why
+    return _short_warmup(recipe, images, given, why), why
 
 
 def as_started(recipe: Recipe, out: Path, *, given: Collection[str]) -> Recipe | None:
@@ -81,7 +81,7 @@ def fitted_transfer(
         why.append(
             f"{steps} steps of {batch} images ({steps * batch / images:.0f} passes over {images} images)"
         )
-    return _short_warmup(recipe, max(1, images // batch), given, why), why
+    return _short_warmup(recipe, images, given, why), why
 
 
 def scaled_rate(recipe: Configuration) -> str:
@@ -112,10 +112,9 @@ def _flat(nest: Any, at: str = "") -> dict[str, Any]:
     }
 
 
-def _short_warmup(recipe: Any, steps_per_epoch: int, given: Collection[str], why: list[str]) -> Any:
-    schedule = recipe.schedule
-    total = schedule.steps or round((schedule.epochs or 0) * steps_per_epoch)
-    warmup = schedule.warmup_steps + schedule.warmup_epochs * steps_per_epoch
+def _short_warmup(recipe: C, images: int, given: Collection[str], why: list[str]) -> C:
+    schedule, total = recipe.schedule, recipe.steps(images)
+    warmup = schedule.warmup_steps + schedule.warmup_epochs * recipe.steps_per_epoch(images)
     if warmup <= WARMUP_SHARE * total or {"schedule.warmup_epochs", "schedule.warmup_steps"} & set(given):
         return recipe
     shorter = int(WARMUP_SHARE * total)

@@ -23,8 +23,8 @@ from boxwise.methods.base import Method
 from boxwise.nn.encoder import build_encoder
 from boxwise.recipes.recipe import Recipe
 from boxwise.run.bad_images import BadImages
-from boxwise.run.find import pretrain_recipe, saved
-from boxwise.run.fit import as_started, fitted, on_ranks, scaled_rate
+from boxwise.run.find import pretrain_recipe, saved, say
+from boxwise.run.fit import as_started, fitted
 from boxwise.run.memory import blank_batch, free_memory, largest_batch
 from boxwise.run.show import picture, write_picture
 from boxwise.strict import dump_yaml, plain
@@ -79,7 +79,7 @@ def pretrain(
     settings = dict(settings or {})
     found = pretrain_recipe(recipe, config=config, settings=settings)
     source = open_images(data, images=images, max_value=found.recipe.data.max_value)
-    resolved = on_ranks(found.recipe)
+    resolved = found.recipe
     changes: list[str] = []
     if found.fitted:
         started = as_started(resolved, Path(out), given=found.given) if resume else None
@@ -92,11 +92,8 @@ def pretrain(
                 given=found.given,
             )
         resolved = started
-    if leads():
-        for line in [*changes, scaled_rate(resolved)]:
-            print(f"  {line}", file=sys.stderr)
+    say(resolved, changes, source=found.source if dry_run else None)
     if dry_run:
-        print(dump_yaml(saved(resolved, found.source)), end="")
         return Path(out)
     return run_recipe(
         resolved,
@@ -122,13 +119,8 @@ def run_recipe(
     allow_drift: bool = False,
 ) -> Path:
     """Trains a recipe as it stands on `source`; returns `out`/export."""
-    run, batch = recipe.run, recipe.run.batch_size
-    if len(source) < batch:
-        count = "1 image is" if len(source) == 1 else f"{len(source)} images are"
-        mend = f", or pass --batch-size {len(source) // 2 * 2}" if len(source) > 1 else ""
-        raise ValueError(f"{count} fewer than one batch of {batch}: add images{mend}")
-    steps_per_epoch = len(source) // batch
-    total = recipe.schedule.steps or max(1, round((recipe.schedule.epochs or 0) * steps_per_epoch))
+    run, total = recipe.run, recipe.steps(len(source))
+    steps_per_epoch = recipe.steps_per_epoch(len(source))
     method = build(recipe)
     if init is not None:
         _start_from(load_weights(init), method)
