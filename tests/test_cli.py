@@ -1,5 +1,6 @@
 """The command line: quick to start, clear about mistakes, exit codes that scripts can rely on."""
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from boxwise.cli import VERBS, _split, main
+from boxwise.cli import CALLS, VERBS, _split, main
 from boxwise.strict import SettingsError
 
 
@@ -139,3 +140,41 @@ def test_no_batch_size_is_proposed_where_none_can_be(
     words = ["pretrain", "scrl", "--data", str(tmp_path / "photos"), "--out", str(tmp_path / "run")]
     assert main([*words, "--backbone", "test_resnet", "--image-size", "32", "--device", "cpu"]) == 1
     assert capsys.readouterr().err.strip().endswith("1 image is fewer than one batch of 2: add images")
+
+
+@pytest.mark.parametrize(
+    ("verb", "mend"), [("pretrain", "go on with --resume"), ("demo", "start again with")]
+)
+def test_a_stopped_run_says_what_its_command_can_do(
+    verb: str, mend: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks when a stopped demo is told to go on with --resume, a flag that it lacks."""
+
+    def stop(arguments: object, overrides: object) -> int:
+        raise SystemExit(143)
+
+    monkeypatch.setitem(CALLS, verb, stop)
+    words = ["scrl", "--data", "d", "--out", "o"] if verb == "pretrain" else []
+    assert main([verb, *words]) == 143
+    assert mend in capsys.readouterr().err
+    assert ("--resume" in _flags(verb)) == (mend == "go on with --resume")
+
+
+def _flags(verb: str) -> set[str]:
+    return {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(VERBS[verb])}
+
+
+def test_a_json_without_another_to_measure_on_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when a detector is measured on what it was trained on and nothing says so."""
+    words = [
+        "finetune",
+        "faster_rcnn_fpn",
+        "--data",
+        str(tmp_path / "boxes.json"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main(words) == 1
+    assert "pass --val FILE.json" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from boxwise.strict import SettingsError, nearest, scalar
 USAGE, FAILED = 2, 1
 """Exit codes, beside 0, 130 for Ctrl-C, 143 for SIGTERM, and what an error of ours carries as `exit_code`:
 3 for a run that diverged, 4 for weights that did not arrive."""
+STOPPED = (130, 143)
 
 Named = Annotated[str, arg(metavar="RECIPE")]
 Place = Annotated[Path | None, arg(metavar="PATH")]
@@ -45,7 +46,33 @@ class Show:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Pretrain:
+class Training:
+    """What every training takes."""
+
+    recipe: Positional[Named]
+    data: str
+    out: Path
+    """The run folder."""
+    images: Place = None
+    """The folder that the file names of a COCO json start from."""
+    config: Place = None
+    """Settings from a YAML file, laid over the recipe; flags are laid over both."""
+    resume: bool = False
+    """Go on from the newest checkpoint in OUT."""
+    overwrite: bool = False
+    """Empty OUT first."""
+    allow_drift: bool = False
+    """Resume although recipe or images have changed."""
+    dry_run: bool = False
+    """Print the resolved recipe and stop."""
+
+    def shared(self) -> dict[str, Any]:
+        """The flags of every training, as its function takes them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Training)}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Pretrain(Training):
     """Pretrain a backbone, and where the recipe has them FPN and box head, on images without labels.
 
     Every setting of a recipe is a flag too: `boxwise pretrain scrl --help` lists them.
@@ -57,24 +84,12 @@ class Pretrain:
     """A folder of images (nested, no labels needed), a list file, a COCO root, or a COCO json with --images."""
     out: Path
     """The run folder: weights come to rest in OUT/export."""
-    images: Place = None
-    """The folder that the file names of a COCO json start from."""
-    config: Place = None
-    """Settings from a YAML file, laid over the recipe; flags are laid over both."""
     init: Place = None
     """Start from these weights: ours, torchvision's or timm's."""
-    resume: bool = False
-    """Go on from the newest checkpoint in OUT."""
-    overwrite: bool = False
-    """Empty OUT first."""
-    allow_drift: bool = False
-    """Resume although recipe or images have changed."""
-    dry_run: bool = False
-    """Print the resolved recipe and stop."""
 
 
 @dataclasses.dataclass(kw_only=True)
-class Finetune:
+class Finetune(Training):
     """Train a detector on labelled images, from random or pretrained weights, and measure it.
 
     Every setting of a recipe is a flag too: `boxwise finetune faster_rcnn_fpn --help` lists them.
@@ -83,27 +98,13 @@ class Finetune:
     recipe: Positional[Named]
     """A detector (faster_rcnn_fpn: as long as the data asks for) or FILE.py:FUNCTION."""
     data: str
-    """A COCO root, or a COCO json with --images."""
-    out: Path
-    """The run folder."""
+    """A COCO root, or a COCO json with --images and --val."""
     weights: Place = None
     """A pretraining run, its export folder, or a weights file of ours, torchvision's or timm's."""
-    images: Place = None
-    """The folder that the file names of a COCO json start from."""
     val: Place = None
     """The COCO json to measure on, where --data is a json."""
     labels: Annotated[str | None, arg(metavar="SHARE|COUNT")] = None
     """Train on a share (0.1) or a count (100) of the labelled images, drawn by the seed and listed in the run."""
-    config: Place = None
-    """Settings from a YAML file, laid over the recipe; flags are laid over both."""
-    resume: bool = False
-    """Go on from the newest checkpoint in OUT."""
-    overwrite: bool = False
-    """Empty OUT first."""
-    allow_drift: bool = False
-    """Resume although recipe or images have changed."""
-    dry_run: bool = False
-    """Print the resolved recipe and stop."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -187,6 +188,12 @@ VERBS: dict[str, type] = {
     "doctor": Doctor,
     "demo": Demo,
 }
+GO_ON = {
+    "pretrain": "go on with --resume",
+    "finetune": "go on with --resume",
+    "demo": "start again with --overwrite",
+}
+"""What to do after a training that a signal ended."""
 WITH_RECIPE = ("show", "pretrain", "finetune")
 
 
@@ -221,6 +228,8 @@ def _run(verb: str, argv: list[str]) -> int:
     except SystemExit as stop:  # tyro's help and usage errors; the engine's 130 and 143
         if stop.code == 0 and verb in WITH_RECIPE and "--help" in argv:
             _recipe_help(verb, argv)
+        if stop.code in STOPPED:
+            _say_how_to_go_on(verb)
         return stop.code if isinstance(stop.code, int) else FAILED
     except KeyboardInterrupt:
         return 130
@@ -235,6 +244,13 @@ def _run(verb: str, argv: list[str]) -> int:
             raise
         print(f"boxwise {verb}: {error}", file=sys.stderr)
         return int(error.exit_code)
+
+
+def _say_how_to_go_on(verb: str) -> None:
+    from boxwise.engine.device import leads
+
+    if verb in GO_ON and leads():
+        print(f"boxwise {verb}: {GO_ON[verb]}", file=sys.stderr)
 
 
 def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -268,19 +284,7 @@ def _pretrain(a: Pretrain, overrides: dict[str, Any]) -> None:
     from boxwise.engine.device import leads
     from boxwise.run.pretrain import pretrain
 
-    done = pretrain(
-        a.recipe,
-        a.data,
-        a.out,
-        images=a.images,
-        config=a.config,
-        settings=overrides,
-        init=a.init,
-        resume=a.resume,
-        overwrite=a.overwrite,
-        allow_drift=a.allow_drift,
-        dry_run=a.dry_run,
-    )
+    done = pretrain(**a.shared(), settings=overrides, init=a.init)
     if leads() and not a.dry_run:  # which has printed the recipe, and nothing else may stand in that file
         print(done)
 
@@ -293,21 +297,7 @@ def _finetune(a: Finetune, overrides: dict[str, Any]) -> None:
     labels = None if a.labels is None else scalar(a.labels)
     if labels is not None and type(labels) not in (int, float):
         raise SettingsError([f"--labels: expected a share (0.1) or a count (100), got {a.labels}"])
-    done = finetune(
-        a.recipe,
-        a.data,
-        a.out,
-        weights=a.weights,
-        images=a.images,
-        val=a.val,
-        labels=labels,
-        config=a.config,
-        settings=overrides,
-        resume=a.resume,
-        overwrite=a.overwrite,
-        allow_drift=a.allow_drift,
-        dry_run=a.dry_run,
-    )
+    done = finetune(**a.shared(), settings=overrides, weights=a.weights, val=a.val, labels=labels)
     if leads() and not a.dry_run:
         print(as_table(json.loads((done / "results.json").read_text())))
         print(done)

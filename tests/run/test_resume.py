@@ -190,7 +190,8 @@ def test_a_stopped_run_saves_says_so_and_goes_on(
     assert process.exitcode == code
     step = checkpoint.load(checkpoint.found(out / "checkpoints")[0])["step"]
     assert facts(out)["status"] == "interrupted" and facts(out)["step"] == step < STEPS
-    assert f"stopped after step {step} of {STEPS}; go on with --resume" in log.read_text()
+    said = log.read_text()
+    assert f"stopped after step {step} of {STEPS}" in said and "go on with --resume" in said
     assert not (out / "export").exists()
     process = start([*words, "--resume"], log)
     process.join()

@@ -188,7 +188,7 @@ def fit(
                     folder.mark(done)
                 fabric.barrier()
             if code:
-                journal.say(f"stopped after step {done} of {total}; go on with --resume")
+                journal.say(f"stopped after step {done} of {total}")
                 raise SystemExit(code)
     return Result(max(start, total), before + time.perf_counter() - begun, row)
 
