@@ -72,6 +72,40 @@ class Training:
 
 
 @dataclasses.dataclass(kw_only=True)
+class Proposals:
+    """Propose boxes for images: SoCo's selective search, random, a grid, or those of a COCO json.
+
+    Goes on where it was stopped. `boxwise proposals check FILE --data PATH` looks at a finished file.
+    """
+
+    data: Positional[Annotated[str, arg(metavar="PATH")]]
+    """A folder of images, a list file, a COCO root, or a COCO json with --images."""
+    out: Path
+    """The file to write."""
+    method: Literal["selective-search", "random", "grid", "coco-json"] = "selective-search"
+    boxes: Place = None
+    """The json with the boxes of coco-json: labels or detections. Without it: the data's own."""
+    images: Place = None
+    """The folder that the file names of a COCO json start from."""
+    workers: int | None = None
+    """Processes: all cores, unless told."""
+    overwrite: bool = False
+    """Replace a file of other images or another method."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class CheckProposals:
+    """Look at a file of proposals: boxes per image, sizes, shapes, missing and changed images, recall."""
+
+    file: Positional[Annotated[Path, arg(metavar="FILE")]]
+    """What `boxwise proposals` wrote."""
+    data: str
+    """The images: a folder, a list file, a COCO root, or a COCO json with --images."""
+    images: Place = None
+    """The folder that the file names of a COCO json start from."""
+
+
+@dataclasses.dataclass(kw_only=True)
 class Pretrain(Training):
     """Pretrain a backbone, and where the recipe has them FPN and box head, on images without labels.
 
@@ -179,6 +213,7 @@ class Demo:
 
 VERBS: dict[str, type] = {
     "show": Show,
+    "proposals": Proposals,
     "pretrain": Pretrain,
     "finetune": Finetune,
     "evaluate": Evaluate,
@@ -194,6 +229,8 @@ GO_ON = {
     "demo": "start again with --overwrite",
 }
 """What to do after a training that a signal ended."""
+INNER: dict[str, type] = {"proposals check": CheckProposals}
+"""Commands of two words. A folder that is named like the second is reached as ./check."""
 WITH_RECIPE = ("show", "pretrain", "finetune")
 
 
@@ -210,7 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if argv[0] not in VERBS:
         return _usage(f"{argv[0]}: no such command{nearest(argv[0], list(VERBS))}")
-    return _run(argv[0], argv[1:])
+    two = " ".join(argv[:2])
+    return _run(two, argv[2:]) if two in INNER else _run(argv[0], argv[1:])
 
 
 def _run(verb: str, argv: list[str]) -> int:
@@ -218,7 +256,7 @@ def _run(verb: str, argv: list[str]) -> int:
     try:
         known, overrides = _split(verb, argv)
         arguments: Any = tyro.cli(
-            VERBS[verb], args=known, prog=f"boxwise {verb}", config=(tyro.conf.FlagCreatePairsOff,)
+            (VERBS | INNER)[verb], args=known, prog=f"boxwise {verb}", config=(tyro.conf.FlagCreatePairsOff,)
         )
         code = CALLS[verb](arguments, overrides) or 0
         sys.stdout.flush()
@@ -255,7 +293,7 @@ def _say_how_to_go_on(verb: str) -> None:
 
 def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """The verb's own flags, and settings of the recipe. `--a.b 1`, `--a.b=1` and a bare `--flag` are settings."""
-    own = {f.name for f in dataclasses.fields(VERBS[verb])} | {"help"}
+    own = {f.name for f in dataclasses.fields((VERBS | INNER)[verb])} | {"help"}
     known: list[str] = []
     overrides: dict[str, Any] = {}
     rest = list(argv)
@@ -278,6 +316,31 @@ def _show(a: Show, overrides: dict[str, Any]) -> None:
     from boxwise.run.show import show
 
     print(show(a.recipe, a.data, a.out, images=a.images, config=a.config, settings=overrides, count=a.count))
+
+
+def _proposals(a: Proposals, overrides: dict[str, Any]) -> None:
+    from boxwise.engine.device import leads
+    from boxwise.run.proposals import proposals
+
+    done = proposals(
+        a.data,
+        a.out,
+        images=a.images,
+        method=a.method,
+        boxes=a.boxes,
+        workers=a.workers,
+        overwrite=a.overwrite,
+    )
+    if leads():
+        print(done)
+
+
+def _check_proposals(a: CheckProposals, overrides: dict[str, Any]) -> int:
+    from boxwise.run.check_proposals import check
+
+    found = check(a.file, a.data, images=a.images)
+    print(found.text)
+    return 0 if found.fits else FAILED
 
 
 def _pretrain(a: Pretrain, overrides: dict[str, Any]) -> None:
@@ -359,6 +422,8 @@ def _demo(a: Demo, overrides: dict[str, Any]) -> None:
 
 CALLS: dict[str, Callable[[Any, dict[str, Any]], int | None]] = {
     "show": _show,
+    "proposals": _proposals,
+    "proposals check": _check_proposals,
     "pretrain": _pretrain,
     "finetune": _finetune,
     "evaluate": _evaluate,
