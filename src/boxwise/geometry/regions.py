@@ -33,6 +33,15 @@ def matched(a: View, b: View, in_a: Boxes, in_b: Boxes, keep: Bool[Tensor, "B R"
     return Regions(torch.where(shown, in_a, a.whole()), torch.where(shown, in_b, b.whole()), keep.flatten())
 
 
+def same_objects(a: View, b: View) -> Regions:
+    """SoCo: every object of `b`, and the first row of `a` that shows the same one."""
+    assert a.objects is not None and b.objects is not None, "views know no objects"
+    assert a.ids is not None and b.ids is not None, "objects have no ids"
+    same = b.ids[:, :, None] == a.ids[:, None]  # (B, N of b, N of a)
+    first = same.int().argmax(2)[..., None].expand(-1, -1, 4)
+    return matched(a, b, a.place(a.objects.gather(1, first)), b.place(b.objects), same.any(2))
+
+
 def overlap(a: View, b: View) -> Float[Tensor, "B 1 4"]:
     """The rectangle both views show, in source pixels; empty when right <= left or bottom <= top."""
     low = torch.maximum(a.crop[:, :2], b.crop[:, :2])
@@ -96,6 +105,23 @@ def random_in_overlap(
     keep = (area.size > min_size).all(-1, keepdim=True).expand(-1, boxes.shape[1])
     in_a, in_b = clip(a.place(boxes), a.width, a.height), clip(in_b, b.width, b.height)
     return matched(a, b, in_a, in_b, keep)
+
+
+def random_in_view(
+    view: View,
+    noise: Float[Tensor, "B R T 8"],
+    *,
+    min_size: int,
+    generator: Generator = "grid",
+    max_iou: float | None = 0.5,
+) -> Boxes:
+    """R random boxes an image anywhere in one view, drawn and kept apart as `random_in_overlap` does; view pixels."""
+    size = view.whole()[2:].expand(len(view.crop), 2)
+    draw = {"grid": grid_boxes, "uniform": uniform_boxes}[generator]
+    boxes = draw(noise.to(size.dtype), size, min_size=min_size)  # (B, R, T, 4)
+    source = view.locate(boxes.flatten(1, 2)).view_as(boxes)
+    choice = first_apart(view, source, max_iou)[..., None, None].expand(-1, -1, 1, 4)
+    return boxes.gather(2, choice)[:, :, 0]
 
 
 def grid_boxes(
