@@ -50,6 +50,8 @@ class ViewSpec:
 
     crop: Crop = Crop()
     photo: Photo = Photo()
+    auto_augment: bool = False
+    """First change the cut part by a random rule of AutoAugment's for ImageNet, some of which turn or shear it."""
     cutout: Cutout = Cutout()
 
 

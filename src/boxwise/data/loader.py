@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from boxwise.data.augment import NUMBERS, PhotoDraws, augment, draw_photo
+from boxwise.data.auto_augment import auto_augmented
 from boxwise.data.cut import Cut, ViewSpec, cut_view, draw_cuts
 from boxwise.data.cutout import cut_out
 from boxwise.data.objects import USE, Known, Objects, Proposer, draw_objects, stacked
@@ -120,7 +121,8 @@ class Cutter:
             cuts, seen = self._cuts(item, rngs, int(source[row]), picture)
             known.append(seen)
             for i, cut in enumerate(cuts):
-                pixels[i][row] = cut_view(picture, cut, crops[i])
+                part = cut_view(picture, cut, crops[i])
+                pixels[i][row] = auto_augmented(part, rngs[i]) if self.specs[i].auto_augment else part
                 crop[i, row], flip[i, row] = cut.box, cut.flip
         draws = {name: self._draw(name, size, items) for name, size in self.draws.items()}
         return CutViews(pixels, crop, flip, noise, source, draws, tuple(bad), stacked(known))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from boxwise.data.cut import ViewSpec
 from boxwise.data.objects import Objects
 from boxwise.geometry.regions import Regions
-from boxwise.geometry.views import Batch
+from boxwise.geometry.views import Batch, View
 from boxwise.nn.branch import Branch
 from boxwise.nn.encoder import Encoder, EncoderConfig
 from boxwise.shapes import Embeddings, Keep, Scalar
@@ -23,6 +23,8 @@ class MethodConfig(ABC):
     """A method's settings, which also know how to build it. Subclasses are `@settings` with a literal `name`."""
 
     __slots__ = ()
+    has_boxes: ClassVar[bool] = True
+    """Whether it compares boxes, which nothing that moves content inside a view would take along."""
 
     @property
     @abstractmethod
@@ -39,6 +41,10 @@ class MethodConfig(ABC):
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:
         """Names and shapes, per image, of the uniform numbers that `losses` reads from `batch.draws`."""
+        return {}
+
+    def resized(self, share: float) -> Mapping[str, Any]:
+        """Settings in pixels of the views, by key, once the views are `share` times as large."""
         return {}
 
     def conflicts(self, views: tuple[ViewSpec, ...], encoder: EncoderConfig) -> Iterator[str]:
@@ -90,6 +96,10 @@ class Method(nn.Module, ABC):
     def pairs(self, batch: Batch) -> list[Pair]:
         """The matched boxes that `losses` would compare, for drawing; none where it compares whole images."""
         return []
+
+    def seen(self, batch: Batch) -> tuple[View, ...]:
+        """The views as the networks take them, for drawing: DetCo's come as patches."""
+        return batch.views
 
     def begin(self) -> None:
         """Called when weights from elsewhere have been loaded into the student: teachers take them over."""

@@ -16,7 +16,7 @@ own, as in the official code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -38,6 +38,7 @@ from boxwise.shapes import Scalar
 class MoCoConfig(MethodConfig):
     """MoCo-v2 (https://arxiv.org/abs/2003.04297)."""
 
+    has_boxes: ClassVar[bool] = False
     name: Literal["mocov2"] = "mocov2"
     width: int = 128
     """Numbers in an embedding."""
@@ -90,6 +91,7 @@ class MoCoV2(Method):
 class BYOLConfig(MethodConfig):
     """BYOL (https://arxiv.org/abs/2006.07733)."""
 
+    has_boxes: ClassVar[bool] = False
     name: Literal["byol"] = "byol"
     width: int = 256
     """Numbers in an embedding."""
@@ -131,6 +133,7 @@ class BYOL(Method):
 class SimSiamConfig(MethodConfig):
     """SimSiam (https://arxiv.org/abs/2011.10566)."""
 
+    has_boxes: ClassVar[bool] = False
     name: Literal["simsiam"] = "simsiam"
     width: int = 2048
     """Numbers in an embedding, and hidden width of the projector."""

@@ -81,6 +81,23 @@ class Whole(Pool):
         return pyramid[self.level].mean((-2, -1), keepdim=True)
 
 
+class Together(Pool):
+    """The means of an image's tiles, one after the other: one row of tiles * C channels per image. DetCo.
+
+    The maps' rows run image by image, tile by tile.
+    """
+
+    def __init__(self, level: str, tiles: int) -> None:
+        super().__init__()
+        self.level, self.tiles = level, tiles
+
+    def forward(
+        self, pyramid: Pyramid, boxes: BoxesAt = None, width: int = 0, height: int | None = None
+    ) -> Crops:
+        means = pyramid[self.level].mean((-2, -1), keepdim=True)
+        return means.unflatten(0, (-1, self.tiles)).flatten(1, 2)
+
+
 class RegionPool(Pool):
     """Each box in `size` x `size` bins of one level."""
 
