@@ -20,6 +20,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "mocov2": {"method.hidden": 16, "method.width": 8, "method.queue": 12},
     "byol": {"method.hidden": 16, "method.width": 8},
     "simsiam": {"method.hidden": 16, "method.width": 8},
+    "detco": {"method.hidden": 16, "method.width": 8, "method.queue": 12},
+    "resim": {"method.hidden": 16, "method.width": 8, "method.queue": 12},
+    "resim_simsiam": {"method.hidden": 16, "method.width": 8},
 }
 """Each method's heads, narrow."""
 RUN: dict[str, Any] = {
@@ -38,12 +41,12 @@ PYRAMID: dict[str, Any] = {"encoder.fpn_channels": 16}
 
 def method_of(recipe: str) -> str:
     """scrl_r50_200ep, scrl_fpn and scrl are all scrl."""
-    return recipe.partition("_")[0]
+    return max((name for name in SMALL if recipe.startswith(name)), key=len)
 
 
 def settings(recipe: str, **more: Any) -> dict[str, Any]:
     """Flags that make `recipe` tiny."""
-    pyramid = PYRAMID if recipe.endswith("fpn") else {}
+    pyramid = PYRAMID if "fpn" in recipe else {}
     return {**RUN, **SMALL[method_of(recipe)], **pyramid, **more}
 
 

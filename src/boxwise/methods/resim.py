@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +104,9 @@ class Config(MethodConfig):
         yield from MethodConfig.conflicts(self, views, encoder)
         yield from _unfit(self.windows, views, encoder)
 
+    def resized(self, share: float) -> Mapping[str, Any]:
+        return _scaled(self.windows, share)
+
     def build(self, encoder: Encoder) -> ReSim:
         return ReSim(self, encoder)
 
@@ -125,6 +128,9 @@ class SimSiamConfig(MethodConfig):
     def conflicts(self, views: tuple[ViewSpec, ...], encoder: EncoderConfig) -> Iterator[str]:
         yield from MethodConfig.conflicts(self, views, encoder)
         yield from _unfit(self.windows, views, encoder)
+
+    def resized(self, share: float) -> Mapping[str, Any]:
+        return _scaled(self.windows, share)
 
     def build(self, encoder: Encoder) -> ReSimSiam:
         return ReSimSiam(self, encoder)
@@ -293,6 +299,12 @@ def _pairs(levels: Sequence[Windows], batch: Batch) -> list[Pair]:
 
 def _pool(kind: PoolKind, level: str) -> Pool:
     return PrecisePool(level) if kind == "precise" else RegionPool(level, 1, aligned=False)
+
+
+def _scaled(levels: Sequence[Windows], share: float) -> dict[str, Any]:
+    """Windows as large a part of a view of another size."""
+    sizes = [(max(1, round(w.size * share)), max(1, round(w.stride * share))) for w in levels]
+    return {"windows": {str(i): {"size": size, "stride": stride} for i, (size, stride) in enumerate(sizes)}}
 
 
 def _unfit(levels: Sequence[Windows], views: tuple[ViewSpec, ...], encoder: EncoderConfig) -> Iterator[str]:

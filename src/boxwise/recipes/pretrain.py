@@ -12,15 +12,9 @@ from boxwise.data.augment import Photo
 from boxwise.data.cut import Crop, ViewSpec
 from boxwise.methods import image_level, scrl
 from boxwise.nn.encoder import EncoderConfig
+from boxwise.recipes import detco, resim
 from boxwise.recipes.recipe import Recipe
-
-MOCO_VIEW = ViewSpec(
-    crop=Crop(scale=(0.2, 1.0)),
-    photo=Photo(
-        brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter=0.8, gray=0.2, blur=0.5, blur_kind="pil"
-    ),
-)
-"""MoCo-v2's view, which SimSiam shares; its blur is the image library's, of radius sigma."""
+from boxwise.recipes.views import MOCO_VIEW
 
 
 def _asymmetric(crop: Crop) -> tuple[ViewSpec, ViewSpec]:
@@ -159,6 +153,8 @@ PUBLISHED = (
     byol_r50_300ep,
     byol_r50_1000ep,
     simsiam_r50_200ep,
+    *detco.PUBLISHED,
+    *resim.PUBLISHED,
 )
 OURS = (scrl_fpn,)
 METHODS = {
@@ -167,5 +163,7 @@ METHODS = {
     "byol": byol_r50_300ep,
     "simsiam": simsiam_r50_200ep,
     "scrl_fpn": scrl_fpn,
+    "detco": detco.detco_r50_200ep,
+    "resim": resim.resim_r50_fpn_200ep,
 }
 """Short names: the run that each stands for, fitted to the images and the device before it starts."""

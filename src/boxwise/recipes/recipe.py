@@ -12,7 +12,7 @@ from pydantic import Field
 from boxwise.config import LARS, SGD, AdamW, Data, Run, Schedule
 from boxwise.data.cut import ViewSpec
 from boxwise.data.order import whole_batches
-from boxwise.methods import image_level, scrl
+from boxwise.methods import detco, image_level, resim, scrl, soco
 from boxwise.methods.base import MethodConfig
 from boxwise.nn.encoder import EncoderConfig
 from boxwise.strict import Raw, SettingsError, keys, merge, nearest, plain, read
@@ -21,7 +21,14 @@ from boxwise.transfer.detectors import DetectorConfig
 C = TypeVar("C", bound="Configuration")
 Optimiser = Annotated[SGD | LARS | AdamW, Field(discriminator="name")]
 BuiltInMethod = Annotated[
-    scrl.Config | image_level.MoCoConfig | image_level.BYOLConfig | image_level.SimSiamConfig,
+    scrl.Config
+    | soco.Config
+    | detco.Config
+    | resim.Config
+    | resim.SimSiamConfig
+    | image_level.MoCoConfig
+    | image_level.BYOLConfig
+    | image_level.SimSiamConfig,
     Field(discriminator="name"),
 ]
 
@@ -64,6 +71,10 @@ class Configuration(ABC):
     def widened(self, key: str, value: Any) -> Raw | None:
         """What `image_size` and `backbone` stand for in this kind of recipe; none for a flag that stands for itself."""
 
+    def implied(self, *layers: Mapping[str, Any]) -> Raw:
+        """Dotted settings that follow from those of `layers`, unless they are set there as well."""
+        return {}
+
     @abstractmethod
     def batches(self, images: int) -> float:
         """Batches in one pass over `images` images."""
@@ -88,7 +99,7 @@ class Configuration(ABC):
         """
         raw: Raw = plain(self)
         problems: list[str] = []
-        for layer in layers:
+        for layer in (self.implied(*layers), *layers):
             for key, value in self.nested(layer).items():
                 if key == "name":
                     continue
@@ -160,13 +171,26 @@ class Recipe(Configuration):
 
     def widened(self, key: str, value: Any) -> Raw | None:
         if key == "image_size":
-            return {"views": {str(i): {"crop": {"size": value}} for i in range(len(self.views))}}
+            first = self.views[0].crop.size
+            shares = [view.crop.size / first if type(value) is int else None for view in self.views]
+            sizes = [value if share is None else round(value * share) for share in shares]  # or a wrong type
+            return {"views": {str(i): {"crop": {"size": size}} for i, size in enumerate(sizes)}}
         return {"encoder": {"backbone": value}} if key == "backbone" else None
+
+    def implied(self, *layers: Mapping[str, Any]) -> Raw:
+        """With `image_size`, what the method states in pixels of the views."""
+        asked = [layer[key] for layer in layers for key in ("image_size", "image-size") if key in layer]
+        if not asked or type(asked[-1]) is not int:
+            return {}
+        resized = self.method.resized(asked[-1] / self.views[0].crop.size)
+        return {f"method.{key}": value for key, value in resized.items()}
 
     def conflicts(self) -> Iterator[str]:
         for i, view in enumerate(self.views):
             if view.crop.size < 32:
                 yield f"views.{i}.crop.size: {view.crop.size} px is less than a cell of the coarsest level (32)"
+            if view.auto_augment and self.method.has_boxes:
+                yield f"views.{i}.auto_augment: turns and shears, which the boxes of {self.method.name} do not follow"
             for key in ("like", "flip_like"):
                 earlier = getattr(view.crop, key)
                 if earlier is not None and not 0 <= earlier < i:
