@@ -29,6 +29,7 @@ METHODS: dict[str, tuple[MethodConfig, bool]] = {  # settings, and whether they 
     "scrl, paper's boxes": (scrl.Config(**SMALL, min_box=16, generator="uniform", jitter=0.1), False),
     "scrl, own target": (scrl.Config(**SMALL, min_box=16, boxes=3, target_init="random"), False),
     "scrl, any overlap": (scrl.Config(**SMALL, min_box=16, boxes=3, max_iou=None, pool_size=3), False),
+    "scrl, unmatched": (scrl.Config(**SMALL, min_box=16, boxes=3, matched=False), False),
     "scrl, fpn": (
         scrl.Config(
             **SMALL,

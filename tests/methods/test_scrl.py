@@ -10,6 +10,7 @@ import slow_scrl
 import torch
 from torch import Tensor, nn
 
+from boxwise.geometry.boxes import iou
 from boxwise.geometry.views import Batch, View
 from boxwise.methods.scrl import SCRL, Config
 from boxwise.nn.teacher import Teacher
@@ -225,10 +226,42 @@ def test_options_reach_the_boxes() -> None:
     assert sides[0].std(dim=1).min() > 0.02 > sides[1].std(dim=1).max()
 
 
+def test_unmatched_boxes_show_anything() -> None:
+    """Breaks when an infinite jitter leaves boxes where the first view shows theirs, or moves the first view's."""
+    base = {"min_box": 20, "boxes": 6, "tries": 30}
+    method, matched = small(**base, matched=False), small(**base)
+    batch = a_batch(method.config, size=224)
+    found, reference = method.regions(batch), matched.regions(batch)
+    assert torch.equal(found.a, reference.a) and torch.equal(found.keep, reference.keep)
+    apart = batch.views[1].locate(found.b) - batch.views[0].locate(found.a)
+    assert apart[:2].abs().amax(-1).min() > 1, "not one box is where it was"
+    sides = found.b[:2, :, 2:] - found.b[:2, :, :2]
+    assert sides.min() >= 20 and found.b.min() >= 0 and found.b.max() <= 224
+    shared = iou(found.b[:2], found.b[:2]) - torch.eye(6)
+    assert shared.max() < 0.5, "they are kept apart like the first view's"
+    assert (found.b[2] == torch.tensor([0.0, 0, 224, 224])).all(), (
+        "an image that shares too little keeps nothing"
+    )
+    method(batch)["loss"].backward()
+
+
+def test_unmatched_boxes_reach_every_part_of_the_view() -> None:
+    """Breaks when they are drawn inside the overlap only, which would still match in part."""
+    method = small(min_box=20, boxes=10, matched=False)
+    crops = torch.tensor([[[0.0, 0, 100, 100]] * 64, [[60.0, 60, 160, 160]] * 64])
+    pixels, flip = torch.zeros(64, 3, 96, 96), torch.zeros(64, dtype=torch.bool)
+    draws = {name: rand(64, *shape, seed=4) for name, shape in method.config.draws().items()}
+    batch = Batch(tuple(View(pixels, crop, flip) for crop in crops), torch.arange(64), draws)
+    shown = batch.views[1].locate(method.regions(batch).b)
+    assert shown[..., :2].amin() < 64 and shown[..., 2:].amax() > 156
+    assert (shown[..., :2] > 100).all(-1).any(), "some lie where the first view shows nothing"
+
+
 def test_draws_name_what_is_read() -> None:
     """Breaks when a run would draw, and send to the device, numbers that nobody reads."""
     assert Config().draws() == {"boxes": (10, 50, 8)}
     assert Config(max_iou=None, boxes=3).draws() == {"boxes": (3, 1, 8)}
+    assert Config(matched=False, tries=7).draws() == {"boxes": (10, 7, 8), "others": (10, 7, 8)}
     assert Config(jitter=0.1, tries=7).draws() == {"boxes": (10, 7, 8), "jitter": (10, 4)}
 
 
@@ -247,6 +280,7 @@ def test_published_heads() -> None:
         ({"levels": ()}, "0 levels"),
         ({"boxes": 0}, "boxes"),
         ({"tries": 0}, "tries"),
+        ({"jitter": 0.1, "matched": False}, "set one of jitter: 0 and matched: true"),
     ],
     ids=str,
 )

@@ -89,6 +89,29 @@ def test_short_flags_reach_their_settings() -> None:
     assert [v.photo.blur for v in recipe.views] == [1.0, 0.5]
 
 
+def test_the_size_of_views_scales_what_is_stated_in_their_pixels() -> None:
+    """Breaks when boxes of 32 of 224 px stay 32 px in small views, or all land on the finest level."""
+    small = pretrain.scrl_fpn().changed({"image-size": 112})
+    assert (small.method.min_box, small.method.limits) == (16, (24.0, 48.0, 96.0))
+    own = pretrain.scrl_fpn().changed({"method": {"min_box": 20}}, {"image_size": 112})
+    assert (own.method.min_box, own.method.limits) == (20, (24.0, 48.0, 96.0)), "the user's own stays"
+    assert pretrain.scrl_r50_200ep().changed({"image_size": 112}).method.min_box == 16
+    said = pretrain_recipe("scrl_fpn", settings={"image_size": 112, "method.min_box": 20}).changes
+    assert len(said) == 1 and said[0].startswith("method.limits [48.0, 96.0, 192.0] -> [24.0, 48.0, 96.0]")
+    byol = pretrain.scrl_fpn().changed({"image_size": 112, "method": {"name": "byol"}})
+    assert byol.method.name == "byol"
+
+
+def test_views_of_several_sizes_keep_their_proportion() -> None:
+    """Breaks when a view of half the size becomes as large as the others."""
+    base = pretrain.byol_r50_300ep()
+    half = replace(base.views[1], crop=replace(base.views[1].crop, size=112))
+    recipe = replace(base, views=(base.views[0], half)).changed({"image_size": 96})
+    assert [view.crop.size for view in recipe.views] == [96, 48]
+    with pytest.raises(SettingsError, match=r"views.0.crop.size: .*got 'big'"):
+        base.changed({"image_size": "big"})
+
+
 def test_flags_win_over_the_file(tmp_path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("run: {batch_size: 32, seed: 5}\noptim: {lr: 1e-3}\n")

@@ -93,8 +93,7 @@ def random_in_overlap(
     from `jitter_noise`. Boxes are clipped to their view.
     """
     area = work_area(a, b)
-    draw = {"grid": grid_boxes, "uniform": uniform_boxes}[generator]
-    work = draw(noise.to(area.size.dtype), area.size, min_size=min_size)  # (B, R, T, 4)
+    work = DRAWN_BY[generator](noise.to(area.size.dtype), area.size, min_size=min_size)  # (B, R, T, 4)
     source = area.to_source(work.flatten(1, 2)).view_as(work)
     choice = first_apart(a, source, max_iou)[..., None, None].expand(-1, -1, 1, 4)
     boxes = source.gather(2, choice)[:, :, 0]  # (B, R, 4)
@@ -117,8 +116,7 @@ def random_in_view(
 ) -> Boxes:
     """R random boxes an image anywhere in one view, drawn and kept apart as `random_in_overlap` does; view pixels."""
     size = view.whole()[2:].expand(len(view.crop), 2)
-    draw = {"grid": grid_boxes, "uniform": uniform_boxes}[generator]
-    boxes = draw(noise.to(size.dtype), size, min_size=min_size)  # (B, R, T, 4)
+    boxes = DRAWN_BY[generator](noise.to(size.dtype), size, min_size=min_size)  # (B, R, T, 4)
     source = view.locate(boxes.flatten(1, 2)).view_as(boxes)
     choice = first_apart(view, source, max_iou)[..., None, None].expand(-1, -1, 1, 4)
     return boxes.gather(2, choice)[:, :, 0]
@@ -153,6 +151,9 @@ def uniform_boxes(
     side = min_size + _integer(side_u, size - min_size)
     corner = _integer(place_u, size - side)
     return torch.cat([corner, corner + side], dim=-1)
+
+
+DRAWN_BY = {"grid": grid_boxes, "uniform": uniform_boxes}
 
 
 def first_apart(a: View, candidates: Float[Tensor, "B R T 4"], max_iou: float | None) -> Int[Tensor, "B R"]:

@@ -13,13 +13,13 @@ As in the official code, both views are one batch to every BatchNorm of student,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from boxwise.config import settings
 from boxwise.data.cut import ViewSpec
-from boxwise.geometry.regions import Generator, Regions, random_in_overlap
+from boxwise.geometry.regions import Generator, Regions, matched, random_in_overlap, random_in_view
 from boxwise.geometry.views import Batch, join
 from boxwise.methods.base import Method, MethodConfig, Pair, require_levels
 from boxwise.nn.branch import Branch, Tap
@@ -50,6 +50,9 @@ class Config(MethodConfig):
     """Draws per box before an overlapping one is taken after all."""
     jitter: float = 0.0
     """Move and scale the second view's boxes by up to this share of their size."""
+    matched: bool = True
+    """The second view's boxes show what the first view's show; else they are drawn anywhere in it, as for the
+    paper's infinite jitter."""
     levels: tuple[str, ...] = ("c5",)
     """Feature levels, finest first; a box is read from the first whose limit it does not exceed."""
     limits: tuple[float, ...] = (48.0, 96.0, 192.0)
@@ -79,11 +82,19 @@ class Config(MethodConfig):
             raise ValueError(f"{len(self.levels)} levels need one limit fewer, got {len(self.limits)} limits")
         if min(self.boxes, self.tries, self.min_box, self.pool_size) < 1:
             raise ValueError("boxes, tries, min_box and pool_size start at 1")
+        if self.jitter and not self.matched:
+            raise ValueError("jitter moves matched boxes: set one of jitter: 0 and matched: true")
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:
         tries = 1 if self.max_iou is None else self.tries
-        boxes = {"boxes": (self.boxes, tries, 8)}
-        return boxes | {"jitter": (self.boxes, 4)} if self.jitter else boxes
+        boxes = (self.boxes, tries, 8)
+        also = {"jitter": (self.boxes, 4)} if self.jitter else {} if self.matched else {"others": boxes}
+        return {"boxes": boxes, **also}
+
+    def resized(self, share: float) -> Mapping[str, Any]:
+        least = {"min_box": max(1, round(self.min_box * share))}
+        limits = {"limits": [round(limit * share, 1) for limit in self.limits]}
+        return least | limits if len(self.levels) > 1 else least
 
     def conflicts(self, views: tuple[ViewSpec, ...], encoder: EncoderConfig) -> Iterator[str]:
         yield from MethodConfig.conflicts(self, views, encoder)  # super() is blind to slots
@@ -106,7 +117,7 @@ class SCRL(Method):
 
     def regions(self, batch: Batch) -> Regions:
         c, (one, two) = self.config, batch.views
-        return random_in_overlap(
+        regions = random_in_overlap(
             one,
             two,
             batch.draws["boxes"],
@@ -116,6 +127,12 @@ class SCRL(Method):
             jitter=c.jitter,
             jitter_noise=batch.draws.get("jitter"),
         )
+        if c.matched:
+            return regions
+        others = random_in_view(
+            two, batch.draws["others"], min_size=c.min_box, generator=c.generator, max_iou=c.max_iou
+        )
+        return matched(one, two, regions.a, others, regions.keep.view(others.shape[:2]))
 
     def pairs(self, batch: Batch) -> list[Pair]:
         return [Pair(0, 1, self.regions(batch))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,7 +13,7 @@ from boxwise.engine.device import leads
 from boxwise.recipes import pretrain as pretraining
 from boxwise.recipes import transfer as transferring
 from boxwise.recipes.recipe import Configuration, Recipe, TransferRecipe
-from boxwise.run.fit import given_keys, on_ranks, scaled_rate
+from boxwise.run.fit import flat, given_keys, on_ranks, scaled_rate
 from boxwise.strict import SettingsError, dump_yaml, load_yaml, nearest, plain
 
 R = TypeVar("R", bound=Configuration)
@@ -30,6 +30,8 @@ class Found(Generic[R]):
     """A short method or family name: length and batch follow the data. Published runs stay as they are."""
     given: frozenset[str]
     """The full dotted keys that file and flags set: these are the user's, and nothing fits them."""
+    changes: tuple[str, ...] = ()
+    """One line for each setting that follows from another that was set."""
 
 
 def pretrain_recipe(
@@ -93,7 +95,19 @@ def _found(
         fitted = fitted and not _whole(file, recipe)
     layers.append(settings or {})
     given = frozenset(key for layer in layers for key in given_keys(layer, recipe))
-    return Found(on_ranks(recipe.changed(*layers)), source, fitted, given)
+    return Found(
+        on_ranks(recipe.changed(*layers)), source, fitted, given, tuple(_implied(recipe, layers, given))
+    )
+
+
+def _implied(
+    recipe: Configuration, layers: Sequence[Mapping[str, Any]], given: Collection[str]
+) -> Iterator[str]:
+    """What follows from the size of the views, and was not set by itself."""
+    before = flat(plain(recipe))
+    for key, value in recipe.implied(*layers).items():
+        if key not in given and before[key] != value:
+            yield f"{key} {before[key]} -> {value} (pixels of a view, and views are resized)"
 
 
 def _whole(file: Mapping[str, Any], recipe: Configuration) -> bool:

@@ -64,9 +64,10 @@ def finetune(
         raise SettingsError(impossible)
     train, test = labelled_splits(data, images=images, val=val, max_value=resolved.data.max_value)
     train = choose(train, labels, seed=resolved.run.seed)
-    changes: list[str] = []
+    changes = [*found.changes]
     if found.fitted:
-        resolved, changes = fitted_transfer(resolved, images=len(train), given=given)
+        resolved, fits = fitted_transfer(resolved, images=len(train), given=given)
+        changes += fits
     say(resolved, changes, source=found.source if dry_run else None)
     if dry_run:
         return Path(out)

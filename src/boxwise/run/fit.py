@@ -61,10 +61,10 @@ def as_started(recipe: Recipe, out: Path, *, given: Collection[str]) -> Recipe |
     Settings named in `given` are the user's and stay. None where no run of this recipe began there.
     """
     file = out / "config.yaml"
-    before = _flat(load_yaml(file)) if file.is_file() else {}
+    before = flat(load_yaml(file)) if file.is_file() else {}
     if before.get("name") != recipe.name:
         return None
-    now = _flat(plain(recipe))
+    now = flat(plain(recipe))
     return recipe.changed({k: before[k] for k in FITTED if k in before and k in now and k not in given})
 
 
@@ -98,17 +98,15 @@ def rate(recipe: Configuration) -> float:
 
 def given_keys(settings: Mapping[str, Any], recipe: Configuration) -> set[str]:
     """The full dotted keys that a user set."""
-    return set(_flat(recipe.nested(settings)))
+    return set(flat(recipe.nested(settings)))
 
 
-def _flat(nest: Any, at: str = "") -> dict[str, Any]:
+def flat(nest: Any, at: str = "") -> dict[str, Any]:
     """Values by full dotted key."""
     if not isinstance(nest, dict):
         return {at: nest}
     return {
-        k: v
-        for key, inner in nest.items()
-        for k, v in _flat(inner, f"{at}.{key}" if at else str(key)).items()
+        k: v for key, inner in nest.items() for k, v in flat(inner, f"{at}.{key}" if at else str(key)).items()
     }
 
 

@@ -80,17 +80,18 @@ def pretrain(
     found = pretrain_recipe(recipe, config=config, settings=settings)
     source = open_images(data, images=images, max_value=found.recipe.data.max_value)
     resolved = found.recipe
-    changes: list[str] = []
+    changes = [*found.changes]
     if found.fitted:
         started = as_started(resolved, Path(out), given=found.given) if resume else None
         if started is None:
-            started, changes = fitted(
+            started, fits = fitted(
                 resolved,
                 images=len(source),
                 room=room(resolved, build(resolved)),
                 on_cpu=device_of(resolved.run.device).type == "cpu",
                 given=found.given,
             )
+            changes += fits
         resolved = started
     say(resolved, changes, source=found.source if dry_run else None)
     if dry_run:
