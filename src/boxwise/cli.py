@@ -41,6 +41,8 @@ class Show:
     """The folder that the file names of a COCO json start from."""
     config: Place = None
     """Settings from a YAML file, laid over the recipe."""
+    proposals: Place = None
+    """Boxes that `boxwise proposals` wrote, for soco; without them, those of the few images are made."""
     count: int = 4
     """How many images to draw."""
 
@@ -85,6 +87,12 @@ class Proposals:
     method: Literal["selective-search", "random", "grid", "coco-json"] = "selective-search"
     boxes: Place = None
     """The json with the boxes of coco-json: labels or detections. Without it: the data's own."""
+    values: Literal["unit", "bytes"] = "unit"
+    """Selective search as the package of that name does it on [0, 1], or as SoCo's script did, on bytes."""
+    count: int = 64
+    """Random boxes an image."""
+    seed: int = 0
+    """Of random boxes."""
     images: Place = None
     """The folder that the file names of a COCO json start from."""
     workers: int | None = None
@@ -120,6 +128,8 @@ class Pretrain(Training):
     """The run folder: weights come to rest in OUT/export."""
     init: Place = None
     """Start from these weights: ours, torchvision's or timm's."""
+    proposals: Place = None
+    """Boxes that `boxwise proposals` wrote, for soco; without them, they are made first, beside OUT."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -224,6 +234,7 @@ VERBS: dict[str, type] = {
     "demo": Demo,
 }
 GO_ON = {
+    "proposals": "go on with the same command",
     "pretrain": "go on with --resume",
     "finetune": "go on with --resume",
     "demo": "start again with --overwrite",
@@ -315,7 +326,8 @@ def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 def _show(a: Show, overrides: dict[str, Any]) -> None:
     from boxwise.run.show import show
 
-    print(show(a.recipe, a.data, a.out, images=a.images, config=a.config, settings=overrides, count=a.count))
+    from_files = {"images": a.images, "config": a.config, "proposals": a.proposals}
+    print(show(a.recipe, a.data, a.out, **from_files, settings=overrides, count=a.count))
 
 
 def _proposals(a: Proposals, overrides: dict[str, Any]) -> None:
@@ -328,6 +340,9 @@ def _proposals(a: Proposals, overrides: dict[str, Any]) -> None:
         images=a.images,
         method=a.method,
         boxes=a.boxes,
+        values=a.values,
+        count=a.count,
+        seed=a.seed,
         workers=a.workers,
         overwrite=a.overwrite,
     )
@@ -347,7 +362,7 @@ def _pretrain(a: Pretrain, overrides: dict[str, Any]) -> None:
     from boxwise.engine.device import leads
     from boxwise.run.pretrain import pretrain
 
-    done = pretrain(**a.shared(), settings=overrides, init=a.init)
+    done = pretrain(**a.shared(), settings=overrides, init=a.init, proposals=a.proposals)
     if leads() and not a.dry_run:  # which has printed the recipe, and nothing else may stand in that file
         print(done)
 

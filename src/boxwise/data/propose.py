@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
@@ -17,7 +17,7 @@ from boxwise.data.coco_files import Json, entries
 from boxwise.data.selective_search import Values, selective_search
 
 Pixels = UInt8[np.ndarray, "H W 3"]
-Rects = Int64[np.ndarray, "N 4"]
+Rects = Int64[np.ndarray, "_ 4"]
 """left, top, width, height."""
 
 LEAST_SIDE, MOST_RATIO, SHARES = 32, 3.0, (0.3, 0.8)
@@ -27,6 +27,7 @@ ROUNDS = 32
 """Draws of `count` random boxes, of which some pass the filters."""
 
 
+@runtime_checkable
 class Generator(Protocol):
     """Settings that make boxes; they are written into the file."""
 

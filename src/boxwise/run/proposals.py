@@ -24,6 +24,7 @@ from boxwise.data.propose import (
     coco_boxes,
     stated,
 )
+from boxwise.data.selective_search import Values
 from boxwise.data.sources import Files, open_images
 from boxwise.engine.atomic import written
 from boxwise.engine.device import place
@@ -42,20 +43,26 @@ def proposals(
     images: Path | None = None,
     method: Method = "selective-search",
     boxes: Path | None = None,
-    generator: Generator | None = None,
+    values: Values = "unit",
+    count: int = 64,
+    seed: int = 0,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Writes proposals for the images of `data` to `out`, or goes on where an earlier call was stopped.
 
-    `boxes` is the COCO json of the method "coco-json"; without it, that of `data`. A `generator` counts more than
-    a method. Returns `out`, at once if it holds what would be made.
+    `boxes` is the COCO json of the method "coco-json", without it, that of `data`; `values` belongs to selective
+    search, `count` (boxes an image) and `seed` to random boxes. Returns `out`, at once if it holds what would be made.
     """
-    source = open_images(data, images=images)
     if boxes is not None and method != "coco-json":
         raise ValueError("--boxes goes with --method coco-json")
-    if generator is None:
-        generator = _labels(Path(data), boxes) if method == "coco-json" else chosen(method)
+    if count < 1:
+        raise ValueError(f"--count {count}: an image needs one box at least")
+    source = open_images(data, images=images)
+    if method == "coco-json":
+        generator: Generator = _labels(Path(data), boxes)
+    else:
+        generator = chosen(method, values=values, count=count, seed=seed)
     return make(source, out, generator, workers=workers, overwrite=overwrite)
 
 
@@ -74,9 +81,10 @@ def ensure(
     return Proposals.open(out, images)
 
 
-def chosen(method: str) -> Generator:
-    """The generator of that name with its default settings."""
-    known: dict[str, Generator] = {g.name: g for g in (SelectiveSearch(), RandomBoxes(), GridBoxes())}
+def chosen(method: str, *, values: Values = "unit", count: int = 64, seed: int = 0) -> Generator:
+    """The generator of that name."""
+    generators = (SelectiveSearch(values=values), RandomBoxes(count=count, seed=seed), GridBoxes())
+    known: dict[str, Generator] = {g.name: g for g in generators}
     if method not in known:
         raise ValueError(f"{method}: no such way to propose boxes; known are {', '.join(known)}")
     return known[method]
