@@ -154,6 +154,12 @@ def shared_parts(crops: Sequence[Crop]) -> list[int]:
     return roots[1:]
 
 
+def known_per_view(crops: Sequence[Crop], objects: Objects) -> list[int]:
+    """How many boxes each view knows."""
+    roots = shared_parts(crops)
+    return [objects.count * len({*roots}), *(objects.count for _ in roots)]
+
+
 def inclusive(proposed: NDArray[np.float32], *, width: int, height: int) -> Boxes:
     """Proposals in this file's convention; the whole picture where there are none."""
     if not len(proposed):

@@ -16,9 +16,9 @@ across levels. Images with fewer than K proposals repeat them, which the number 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -76,6 +76,9 @@ class Config(MethodConfig):
             raise ValueError(f"limits must rise from level to level, got {self.limits}")
         if self.pool_size < 1:
             raise ValueError("pool_size starts at 1")
+
+    def resized(self, share: float) -> Mapping[str, Any]:
+        return {"limits": tuple(limit * share for limit in self.limits)} if self.limits else {}
 
     def conflicts(self, views: tuple[ViewSpec, ...], encoder: EncoderConfig) -> Iterator[str]:
         if len(views) < 2:

@@ -78,6 +78,9 @@ class EncoderConfig:
     """After each convolution of the FPN: BatchNorm (bn), or nothing but a bias (none)."""
     fpn_levels: tuple[Literal["p2", "p3", "p4", "p5"], ...] = ("p2", "p3", "p4", "p5")
     """Levels that the FPN gives, finest first. What only the others would need is left out: ReSim has p3 and p4."""
+    fpn_init: Literal["lecun", "xavier", "kaiming"] = "lecun"
+    """How the FPN's convolutions start: uniform with variance 1 / inputs (torchvision) or 2 / (inputs + outputs)
+    (InsLoc), or normal with variance 2 / outputs (SoCo); counts of weights that meet in a number."""
     zero_init_last: bool = False
     """Start every residual block as the identity; torchvision's ResNets only."""
     c4: bool = False
@@ -244,9 +247,15 @@ def rejoined(body: nn.Module, last: nn.Module) -> nn.Module:
 def _pyramid(channels: list[int], config: EncoderConfig) -> nn.Module:
     norm = nn.BatchNorm2d if config.fpn_norm == "bn" else None
     given = [i for i, name in enumerate(LEVELS) if _above(name) in config.fpn_levels]
+    fpn: nn.Module = FeaturePyramidNetwork(channels, config.fpn_channels, norm_layer=norm)
     if len(given) < len(LEVELS):
-        return PartialPyramid(channels, config.fpn_channels, given, norm=norm)
-    return FeaturePyramidNetwork(channels, config.fpn_channels, norm_layer=norm)
+        fpn = PartialPyramid(channels, config.fpn_channels, given, norm=norm)
+    for part in fpn.modules():
+        if isinstance(part, nn.Conv2d) and config.fpn_init == "xavier":
+            nn.init.xavier_uniform_(part.weight)
+        elif isinstance(part, nn.Conv2d) and config.fpn_init == "kaiming":
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+    return fpn
 
 
 def _above(level: str) -> str:

@@ -14,7 +14,7 @@ from boxwise.data.cut import ViewSpec
 from boxwise.data.order import whole_batches
 from boxwise.methods import detco, image_level, resim, scrl, soco
 from boxwise.methods.base import MethodConfig
-from boxwise.nn.encoder import EncoderConfig
+from boxwise.nn.encoder import RESNETS, EncoderConfig
 from boxwise.strict import Raw, SettingsError, keys, merge, nearest, plain, read
 from boxwise.transfer.detectors import DetectorConfig
 
@@ -175,7 +175,12 @@ class Recipe(Configuration):
             shares = [view.crop.size / first if type(value) is int else None for view in self.views]
             sizes = [value if share is None else round(value * share) for share in shares]  # or a wrong type
             return {"views": {str(i): {"crop": {"size": size}} for i, size in enumerate(sizes)}}
-        return {"encoder": {"backbone": value}} if key == "backbone" else None
+        if key == "backbone":
+            plain_start = (
+                {} if value in RESNETS else {"zero_init_last": False}
+            )  # which torchvision's alone have
+            return {"encoder": {"backbone": value, **plain_start}}
+        return None
 
     def implied(self, *layers: Mapping[str, Any]) -> Raw:
         """With `image_size`, what the method states in pixels of the views."""

@@ -10,25 +10,35 @@ import torch
 from torch import Tensor, nn
 
 from boxwise.data.cut import ViewSpec
+from boxwise.data.objects import Objects, known_per_view
 from boxwise.geometry.views import Batch, View
 
 SLACK = 1.25
 """Workspaces and fragmentation on top of what autograd keeps."""
 
 
-def blank_batch(views: tuple[ViewSpec, ...], draws: Mapping[str, tuple[int, ...]], *, count: int) -> Batch:
-    """Noise in the shape of a batch on the host: views of one source picture, each showing all of it."""
+def blank_batch(
+    views: tuple[ViewSpec, ...],
+    draws: Mapping[str, tuple[int, ...]],
+    *,
+    count: int,
+    objects: Objects | None = None,
+) -> Batch:
+    """Noise in the shape of a batch on the host: views of one source picture, each showing all of it.
+
+    With `objects`, each view knows as many boxes as in training, each box the whole picture.
+    """
     generator = torch.Generator().manual_seed(0)
-    made = tuple(
-        View(
-            torch.randn(count, 3, v.crop.size, v.crop.size, generator=generator),
-            torch.tensor([0.0, 0, v.crop.size, v.crop.size]).expand(count, 4).contiguous(),
-            torch.zeros(count, dtype=torch.bool),
-        )
-        for v in views
-    )
+    listed = [] if objects is None else known_per_view([v.crop for v in views], objects)
+    made = []
+    for i, v in enumerate(views):
+        image = torch.randn(count, 3, v.crop.size, v.crop.size, generator=generator)
+        crop = torch.tensor([0.0, 0, v.crop.size, v.crop.size]).expand(count, 4).contiguous()
+        known = () if objects is None else (crop[:, None].repeat(1, listed[i], 1),)
+        ids = () if objects is None else (torch.arange(listed[i]).repeat(count, 1),)
+        made.append(View(image, crop, torch.zeros(count, dtype=torch.bool), *known, *ids))
     noise = {name: torch.rand(count, *shape, generator=generator) for name, shape in draws.items()}
-    return Batch(made, torch.arange(count), noise)
+    return Batch(tuple(made), torch.arange(count), noise)
 
 
 def kept_per_image(module: nn.Module, batch: Batch, *, dtype: torch.dtype) -> int:

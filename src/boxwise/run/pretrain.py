@@ -12,7 +12,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from boxwise.data.loader import Load, feed
-from boxwise.data.sources import Images, open_images
+from boxwise.data.objects import Proposer
+from boxwise.data.sources import Files, Images, open_images
 from boxwise.engine.device import leads
 from boxwise.engine.folder import RunFolder
 from boxwise.engine.health import health
@@ -26,6 +27,7 @@ from boxwise.run.bad_images import BadImages
 from boxwise.run.find import pretrain_recipe, saved, say
 from boxwise.run.fit import as_started, fitted
 from boxwise.run.memory import blank_batch, free_memory, largest_batch
+from boxwise.run.objects import identity, run_proposals
 from boxwise.run.show import picture, write_picture
 from boxwise.strict import dump_yaml, plain
 
@@ -66,6 +68,7 @@ def pretrain(
     config: Path | None = None,
     settings: Mapping[str, Any] | None = None,
     init: Path | None = None,
+    proposals: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     allow_drift: bool = False,
@@ -73,7 +76,8 @@ def pretrain(
 ) -> Path:
     """Pretrains `recipe` on the images of `data`; returns the folder of the exported weights.
 
-    `settings` are dotted keys of the recipe, as on the command line. Raises ValueError (SettingsError for the
+    `settings` are dotted keys of the recipe, as on the command line; `proposals` is a file of boxes, for a method
+    that compares such: without it, one is made first. Raises ValueError (SettingsError for the
     recipe) with the mend before anything is written when recipe, images or memory do not allow the run.
     """
     settings = dict(settings or {})
@@ -102,6 +106,7 @@ def pretrain(
         Path(out),
         origin=found.source,
         init=init,
+        proposals=proposals,
         resume=resume,
         overwrite=overwrite,
         allow_drift=allow_drift,
@@ -110,11 +115,12 @@ def pretrain(
 
 def run_recipe(
     recipe: Recipe,
-    source: Images,
+    source: Files,
     out: Path,
     *,
     origin: str,
     init: Path | None = None,
+    proposals: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     allow_drift: bool = False,
@@ -126,6 +132,7 @@ def run_recipe(
     if init is not None:
         _start_from(load_weights(init), method)
     _check_memory(recipe, method)
+    proposer = run_proposals(recipe, source, out, proposals)
     with RunFolder.open(
         out,
         kind="pretrain",
@@ -134,6 +141,7 @@ def run_recipe(
             "images": len(source),
             "fingerprint": source.fingerprint(),
             "init": None if init is None else str(init),
+            **identity(proposer),
         },
         seed=run.seed,
         resume=resume,
@@ -143,10 +151,12 @@ def run_recipe(
         bad = BadImages(folder, source)
         figure = folder.path / "figures" / "views.png"
         if folder.writes and not figure.exists():
-            write_picture(picture(recipe, method, source, count=min(4, len(source))), figure)
+            write_picture(
+                picture(recipe, method, source, count=min(4, len(source)), proposals=proposer), figure
+            )
         fit(
             Pretraining(method),
-            _loads(recipe, source, total, bad),
+            _loads(recipe, source, total, bad, proposer),
             optimiser=recipe.optim,
             schedule=recipe.schedule,
             run=run,
@@ -197,7 +207,7 @@ def card(recipe: Recipe) -> dict[str, Any]:
 def room(recipe: Recipe, method: Method) -> int:
     """Images that one device can train on at a time."""
     device = device_of(recipe.run.device)
-    batch = blank_batch(recipe.views, recipe.method.draws(), count=2)
+    batch = blank_batch(recipe.views, recipe.method.draws(), count=2, objects=recipe.method.objects)
     dtype, ranks = dtype_of(recipe.run.precision, device), recipe.run.devices
     return largest_batch(method, batch, dtype=dtype, free=free_memory(device, ranks=ranks))
 
@@ -215,7 +225,9 @@ def _check_memory(recipe: Recipe, method: Method) -> None:
         )
 
 
-def _loads(recipe: Recipe, source: Images, total: int, bad: BadImages) -> Callable[[int], Iterable[Load]]:
+def _loads(
+    recipe: Recipe, source: Images, total: int, bad: BadImages, proposer: Proposer | None
+) -> Callable[[int], Iterable[Load]]:
     """Batches of this rank from any step on."""
     run = recipe.run
 
@@ -236,6 +248,8 @@ def _loads(recipe: Recipe, source: Images, total: int, bad: BadImages) -> Callab
             workers=recipe.data.workers,
             bad_images=recipe.data.bad_images or "skip",
             pin=device_of(run.device).type == "cuda",
+            objects=recipe.method.objects,
+            proposals=proposer,
         )
         return bad.watch(made)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
 from boxwise.data.loader import feed
+from boxwise.data.objects import Proposer
 from boxwise.data.sources import Images, open_images
 from boxwise.data.targets import Labelled
 from boxwise.geometry.views import Batch
@@ -20,6 +21,7 @@ from boxwise.methods.base import Method, Pair
 from boxwise.nn.encoder import build_encoder
 from boxwise.recipes.recipe import Recipe
 from boxwise.run.find import pretrain_recipe
+from boxwise.run.objects import shown_proposals
 
 GAP = 6
 """Pixels between pictures."""
@@ -33,6 +35,7 @@ def show(
     images: Path | None = None,
     config: Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    proposals: Path | None = None,
     count: int = 4,
 ) -> Path:
     """Draws `count` images' views of `recipe`, matched boxes in one colour a pair; returns `out`."""
@@ -41,11 +44,14 @@ def show(
     found = pretrain_recipe(recipe, config=config, settings=settings).recipe
     source = open_images(data, images=images, max_value=found.data.max_value)
     method = found.method.build(build_encoder(found.encoder))
-    write_picture(picture(found, method, source, count=min(count, len(source))), out)
+    boxes = shown_proposals(found, source, proposals)
+    write_picture(picture(found, method, source, count=min(count, len(source)), proposals=boxes), out)
     return out
 
 
-def picture(recipe: Recipe, method: Method, images: Images, *, count: int) -> Tensor:
+def picture(
+    recipe: Recipe, method: Method, images: Images, *, count: int, proposals: Proposer | None = None
+) -> Tensor:
     """The first `count` images of the first epoch: one row an image, one column a view. uint8 (3, H, W)."""
     loads = feed(
         images,
@@ -59,6 +65,8 @@ def picture(recipe: Recipe, method: Method, images: Images, *, count: int) -> Te
         workers=0,
         bad_images="skip",
         pin=False,
+        objects=recipe.method.objects,
+        proposals=proposals,
     )
     batch = next(iter(loads)).ready(torch.device("cpu"))
     return sheet(batch, method.pairs(batch), recipe)
