@@ -35,6 +35,7 @@ from boxwise.data.sources import Files
 FORMAT = 1
 KINDS = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "I64": np.int64}
 CODES = {np.dtype(kind): code for code, kind in KINDS.items()}
+FACTS = {"format", "generator", "fingerprint", "bad_images"}
 EDGE = 4096
 """Bytes at either end of an image file that its digest covers."""
 SAMPLE = 64
@@ -168,7 +169,7 @@ def _mapped(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
             head = json.loads(file.read(size))
         about = json.loads(head.pop("__metadata__")["boxwise"])
         arrays = {name: _array(path, 8 + size, one) for name, one in head.items()}
-        whole = about["format"] == FORMAT and _agree(arrays) and about.keys() >= {"generator", "fingerprint"}
+        whole = about["format"] == FORMAT and _agree(arrays) and about.keys() >= FACTS
     except (SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(
             f"{wrong} ({type(error).__name__}: {error}); make it with boxwise proposals"
@@ -189,14 +190,15 @@ def _agree(arrays: Mapping[str, NDArray[Any]]) -> bool:
     """Whether every row has its values, and ends rise to the length of what they cut."""
     n, first, ends = len(arrays["length"]), arrays["first"], arrays["ends"]
     shapes = {"first": (n + 1,), "pixels": (n, 2), "length": (n,), "digest": (n,), "ends": (n,)}
-    return (
+    return bool(
         all(arrays[name].shape == shape for name, shape in shapes.items())
+        and first.dtype == ends.dtype == np.int64
         and arrays["boxes"].shape[1:] == (4,)
         and arrays["names"].ndim == 1
         and first[0] == 0
         and first[-1] == len(arrays["boxes"])
-        and bool((np.diff(first) >= 0).all())
-        and bool((np.diff(ends, prepend=0) >= 0).all())
+        and (np.diff(first) >= 0).all()
+        and (np.diff(ends, prepend=0) >= 0).all()
         and (ends[-1] if n else 0) == len(arrays["names"])
     )
 
