@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from known_objects import with_objects
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from boxwise.data.objects import Objects
 from boxwise.geometry.views import Batch, View
-from boxwise.methods import image_level, scrl
+from boxwise.methods import image_level, scrl, soco
 from boxwise.methods.base import MethodConfig
 from boxwise.nn.ranks import rank, synchronise, world
 from encoders import TinyEncoder
@@ -37,14 +40,28 @@ CASES: dict[str, tuple[MethodConfig, bool, list[int]]] = {  # settings, FPN, ima
         True,
         [],
     ),
+    "soco": (soco.Config(**SMALL, objects=Objects(count=2), limits=(10, 20, 36), pool_size=3), True, [1]),
+    "soco, used levels": (
+        soco.Config(**SMALL, objects=Objects(count=2), limits=(10, 20, 36), pool_size=3, statistics="used"),
+        True,
+        [3, 4, 5],
+    ),
     "byol": (image_level.BYOLConfig(**SMALL), False, []),
     "simsiam": (image_level.SimSiamConfig(**SMALL), False, []),
 }
 
 
-def mine(x: Tensor) -> Tensor:
+def mine(batch: Batch) -> Batch:
     """This rank's images."""
-    return x.chunk(world())[rank()]
+
+    def part(x: Tensor) -> Tensor:
+        return x.chunk(world())[rank()]
+
+    views = tuple(
+        View(*(None if (x := getattr(v, f.name)) is None else part(x) for f in fields(v)))
+        for v in batch.views
+    )
+    return Batch(views, part(batch.index), {name: part(draw) for name, draw in batch.draws.items()})
 
 
 def step(case: str) -> dict[str, Tensor]:
@@ -58,12 +75,15 @@ def step(case: str) -> dict[str, Tensor]:
     pixels, corners = torch.rand(2, IMAGES, 3, 64, 64), 30 * torch.rand(2, IMAGES, 2)
     corners[1, apart] += 500
     crops, flips = torch.cat([corners, corners + 90], dim=-1), torch.rand(2, IMAGES) < 0.5
-    views = tuple(View(mine(p), mine(c), mine(f)) for p, c, f in zip(pixels, crops, flips))
-    noise = {name: mine(torch.rand(IMAGES, *shape)) for name, shape in config.draws().items()}
+    noise = {name: torch.rand(IMAGES, *shape) for name, shape in config.draws().items()}
+    views = tuple(View(*parts) for parts in zip(pixels, crops, flips))
+    batch = Batch(views, torch.arange(IMAGES), noise)
+    if config.objects is not None:
+        batch = with_objects(batch, config.objects, torch.Generator().manual_seed(1), own=True, apart=apart)
     synchronise(method)
     alone = world() == 1
     forward = method if alone else DistributedDataParallel(method, broadcast_buffers=False)
-    loss = forward(Batch(views, mine(torch.arange(IMAGES)), noise))["loss"]
+    loss = forward(mine(batch))["loss"]
     loss.backward()
     method.after_step(0, 10)
     seen = {"mean loss": loss.detach()}

@@ -10,10 +10,12 @@ from contextlib import nullcontext
 import box_simclr
 import pytest
 import torch
+from known_objects import with_objects
 from torch import Tensor
 
+from boxwise.data.objects import Objects
 from boxwise.geometry.views import Batch, View
-from boxwise.methods import image_level, scrl
+from boxwise.methods import image_level, scrl, soco
 from boxwise.methods.base import Method, MethodConfig
 from boxwise.nn.queue import Queue
 from boxwise.nn.teacher import Teacher
@@ -43,6 +45,17 @@ METHODS: dict[str, tuple[MethodConfig, bool]] = {  # settings, and whether they 
         ),
         True,
     ),
+    "soco": (soco.Config(**SMALL, objects=Objects(count=3), limits=(10, 20, 36)), True),
+    "soco, own crops": (soco.Config(**SMALL, objects=Objects(count=3), limits=(10, 20, 36)), True),
+    "soco, used levels": (
+        soco.Config(**SMALL, objects=Objects(count=3), limits=(10, 20, 36), statistics="used"),
+        True,
+    ),
+    "soco, every level": (soco.Config(**SMALL, objects=Objects(count=2), scale_aware=False), True),
+    "soco, no head": (
+        soco.Config(**SMALL, levels=("c5",), limits=(), pool_size=1, box_head=False, count_repeats=False),
+        False,
+    ),
     "a user's own": (box_simclr.Config(width=16), False),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -71,7 +84,11 @@ def a_batch(name: str, images: int = 8, *, disjoint: bool = False, seed: int = 0
     draws = METHODS[name][0].draws()
     noise = {key: torch.rand(images, *shape, generator=generator) for key, shape in draws.items()}
     views = tuple(View(*parts) for parts in zip(pixels, crops, flips))
-    return Batch(views, torch.arange(images), noise)
+    batch = Batch(views, torch.arange(images), noise)
+    if (objects := METHODS[name][0].objects) is None:
+        return batch
+    apart = range(images) if disjoint else ()
+    return with_objects(batch, objects, generator, own="own crops" in name, apart=apart)
 
 
 def parts(method: Method, kind: type) -> list:
@@ -259,6 +276,8 @@ def test_trap_19_when_and_how_far_teachers_move() -> None:
     follows_the_schedule("mocov2", lambda k: 0.999)
     follows_the_schedule("byol", lambda k: 1 - 0.01 * (1 + math.cos(math.pi * k / 10)) / 2)
     follows_the_schedule("scrl", lambda k: 1 - 0.03 * (1 + math.cos(math.pi * k / 10)) / 2)
+    # opens the next forward, and takes that one's number
+    follows_the_schedule("soco", lambda k: 1 - 0.01 * (1 + math.cos(math.pi * (k + 1) / 10)) / 2)
 
 
 @every_method

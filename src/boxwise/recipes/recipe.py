@@ -12,7 +12,7 @@ from pydantic import Field
 from boxwise.config import LARS, SGD, AdamW, Data, Run, Schedule
 from boxwise.data.cut import ViewSpec
 from boxwise.data.order import whole_batches
-from boxwise.methods import detco, image_level, resim, scrl, soco
+from boxwise.methods import detco, image_level, insloc, resim, scrl, soco
 from boxwise.methods.base import MethodConfig
 from boxwise.nn.encoder import RESNETS, EncoderConfig
 from boxwise.strict import Raw, SettingsError, keys, merge, nearest, plain, read
@@ -22,6 +22,7 @@ C = TypeVar("C", bound="Configuration")
 Optimiser = Annotated[SGD | LARS | AdamW, Field(discriminator="name")]
 BuiltInMethod = Annotated[
     scrl.Config
+    | insloc.Config
     | soco.Config
     | detco.Config
     | resim.Config
@@ -176,10 +177,8 @@ class Recipe(Configuration):
             sizes = [value if share is None else round(value * share) for share in shares]  # or a wrong type
             return {"views": {str(i): {"crop": {"size": size}} for i, size in enumerate(sizes)}}
         if key == "backbone":
-            plain_start = (
-                {} if value in RESNETS else {"zero_init_last": False}
-            )  # which torchvision's alone have
-            return {"encoder": {"backbone": value, **plain_start}}
+            start = {} if value in RESNETS else {"zero_init_last": False}  # only torchvision's have it
+            return {"encoder": {"backbone": value, **start}}
         return None
 
     def implied(self, *layers: Mapping[str, Any]) -> Raw:
@@ -196,6 +195,8 @@ class Recipe(Configuration):
                 yield f"views.{i}.crop.size: {view.crop.size} px is less than a cell of the coarsest level (32)"
             if view.auto_augment and self.method.has_boxes:
                 yield f"views.{i}.auto_augment: turns and shears, which the boxes of {self.method.name} do not follow"
+            if view.paste is not None and self.method.has_boxes and not self.method.composites:
+                yield f"views.{i}.paste: {self.method.name} would look for its boxes on the wrong picture"
             for key in ("like", "flip_like"):
                 earlier = getattr(view.crop, key)
                 if earlier is not None and not 0 <= earlier < i:
