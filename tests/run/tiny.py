@@ -20,6 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mocov2": {"method.hidden": 16, "method.width": 8, "method.queue": 12},
     "byol": {"method.hidden": 16, "method.width": 8},
     "simsiam": {"method.hidden": 16, "method.width": 8},
+    "insloc": {"method.hidden": 16, "method.width": 8, "method.queue": 12, "encoder.fpn_channels": 16},
     "soco": {"method.hidden": 16, "method.width": 8, "encoder.fpn_channels": 16},
     "detco": {"method.hidden": 16, "method.width": 8, "method.queue": 12},
     "resim": {"method.hidden": 16, "method.width": 8, "method.queue": 12},

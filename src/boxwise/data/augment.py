@@ -18,6 +18,7 @@ from boxwise.geometry.views import View
 from boxwise.shapes import Image
 
 Operation = Literal["jitter", "gray", "blur", "solarize"]
+Part = Float[Tensor, "B 1 H W"]
 NUMBERS = 13
 """Uniform numbers that the draws of one image are made of."""
 
@@ -97,8 +98,12 @@ def draw_photo(noise: Float[Tensor, "B 13"], photo: Photo) -> PhotoDraws:
     )
 
 
-def augment(view: View, draws: PhotoDraws, photo: Photo) -> View:
+def augment(
+    view: View, draws: PhotoDraws, photo: Photo, *, within: Float[Tensor, "B 4"] | None = None
+) -> View:
     """The view that a network sees: mirrored where `view.flip` says so, changed as drawn, normalised.
+
+    `within`, boxes of whole pixels of the mirrored view, limits the change to those as if nothing lay around them.
 
     A GPU takes the batch as one. A CPU takes image after image: each stays in its cache, and comes out the
     same to the last bit in whichever batch it stands.
@@ -110,8 +115,12 @@ def augment(view: View, draws: PhotoDraws, photo: Photo) -> View:
         some = slice(start, start + step)
         pixels, straight = out[some], view.image[some]
         torch.div(_mirrored(straight, view.flip[some]), 255, out=pixels)
+        part = None if within is None else _inside(within[some], pixels)
+        changed = pixels if within is None else _spread(within[some], pixels)
         for name in photo.order:
-            _OPERATIONS[name](pixels, draws[some], photo)
+            _OPERATIONS[name](changed, draws[some], photo, part)
+        if part is not None:
+            pixels.lerp_(changed, part)
         pixels.sub_(mean).div_(std)
     return replace(view, image=out)
 
@@ -126,7 +135,24 @@ def _mirrored(image: UInt8[Tensor, "B 3 H W"], flip: Bool[Tensor, " B"]) -> UInt
     return torch.where(flip[:, None, None, None], image.flip(-1), image)
 
 
-def _jitter(pixels: Image, draws: PhotoDraws, photo: Photo) -> None:
+def _inside(boxes: Float[Tensor, "B 4"], pixels: Image) -> Part:
+    """1 for the pixels inside each image's box, else 0."""
+    left, top, right, bottom = boxes[..., None].unbind(1)
+    x, y = (torch.arange(side, device=boxes.device) for side in (pixels.shape[-1], pixels.shape[-2]))
+    across, down = (x >= left) & (x < right), (y >= top) & (y < bottom)
+    return (down[:, None, :, None] & across[:, None, None, :]).to(pixels.dtype)
+
+
+def _spread(boxes: Float[Tensor, "B 4"], pixels: Image) -> Image:
+    """What is inside each image's box, its outermost pixels repeated over all that lies around it."""
+    left, top, right, bottom = boxes.long()[..., None].unbind(1)
+    x, y = (torch.arange(side, device=boxes.device) for side in (pixels.shape[-1], pixels.shape[-2]))
+    x, y = x.maximum(left).minimum(right - 1), y.maximum(top).minimum(bottom - 1)
+    rows = pixels.gather(2, y[:, None, :, None].expand_as(pixels))
+    return rows.gather(3, x[:, None, None, :].expand_as(pixels))
+
+
+def _jitter(pixels: Image, draws: PhotoDraws, photo: Photo, part: Part | None) -> None:
     widths = (photo.brightness, photo.contrast, photo.saturation, photo.hue)
     jitter, order = draws.jitter.tolist(), draws.order.tolist()
     for place in range(4):
@@ -136,14 +162,18 @@ def _jitter(pixels: Image, draws: PhotoDraws, photo: Photo) -> None:
             rows = [n for n, places in enumerate(order) if jitter[n] and places[place] == i]
             if rows and widths[i] > 0:
                 factor = _sent(draws.factors[rows, i].reshape(-1, 1, 1, 1), pixels)
-                _change(pixels, rows, partial(operation, factor=factor))
+                change = partial(operation, factor=factor)
+                if part is not None and operation is colour.contrast_:
+                    mine = part.index_select(0, _sent(torch.tensor(rows), part))
+                    change = partial(colour.contrast_, factor=factor, part=mine)
+                _change(pixels, rows, change)
 
 
-def _gray(pixels: Image, draws: PhotoDraws, photo: Photo) -> None:
+def _gray(pixels: Image, draws: PhotoDraws, photo: Photo, part: Part | None) -> None:
     _change(pixels, _drawn(draws.gray), colour.gray_)
 
 
-def _blur(pixels: Image, draws: PhotoDraws, photo: Photo) -> None:
+def _blur(pixels: Image, draws: PhotoDraws, photo: Photo, part: Part | None) -> None:
     rows, strength = _drawn(draws.blur), draws.strength.tolist()
     if photo.blur_kind == "resize":
         for shrink in sorted({strength[n] for n in rows}):
@@ -153,12 +183,12 @@ def _blur(pixels: Image, draws: PhotoDraws, photo: Photo) -> None:
         _change(pixels, rows, partial(kind, sigma=draws.strength[rows]))
 
 
-def _solarize(pixels: Image, draws: PhotoDraws, photo: Photo) -> None:
+def _solarize(pixels: Image, draws: PhotoDraws, photo: Photo, part: Part | None) -> None:
     _change(pixels, _drawn(draws.solarize), colour.solarize_)
 
 
 _JITTER = (colour.brightness_, colour.contrast_, colour.saturation_, colour.hue_)
-_OPERATIONS: dict[Operation, Callable[[Image, PhotoDraws, Photo], None]] = {
+_OPERATIONS: dict[Operation, Callable[[Image, PhotoDraws, Photo, Part | None], None]] = {
     "jitter": _jitter,
     "gray": _gray,
     "blur": _blur,

@@ -29,9 +29,13 @@ def brightness_(image: Image, factor: Factor) -> None:
     image.mul_(factor).clamp_(0, 1)
 
 
-def contrast_(image: Image, factor: Factor) -> None:
-    """Blends with the mean luma of the whole image."""
-    mean = luma(image).mean(dim=(1, 2, 3), keepdim=True)
+def contrast_(image: Image, factor: Factor, part: Float[Tensor, "B 1 H W"] | None = None) -> None:
+    """Blends with the mean luma of the whole image, or of the pixels for which `part` is 1 and not 0."""
+    grey = luma(image)
+    if part is None:
+        mean = grey.mean(dim=(1, 2, 3), keepdim=True)
+    else:
+        mean = (grey * part).sum((1, 2, 3), keepdim=True) / part.sum((1, 2, 3), keepdim=True)
     image.mul_(factor).add_((1 - factor) * mean).clamp_(0, 1)
 
 

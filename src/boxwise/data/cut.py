@@ -45,6 +45,19 @@ class Crop:
 
 
 @settings
+class Paste:
+    """The view is a composite, as InsLoc's: the part, pasted on another picture that is squeezed to the view."""
+
+    paste_size: Literal["frame", "sides"] = "frame"
+    """frame: the part in proportion, fitted between two drawn sides (the code); sides: squeezed to them (the paper)."""
+    augment: Literal["composite", "foreground"] = "composite"
+    """What colour and blur change: the whole view (the code), or the pasted part alone (the paper)."""
+    backgrounds: Literal["apart", "any"] = "apart"
+    """apart: never the picture itself, nor the background of another of its views (the paper); any: whichever of
+    the micro-batch (the code, which drew from the whole set)."""
+
+
+@settings
 class ViewSpec:
     """How one view of an image is made."""
 
@@ -53,6 +66,8 @@ class ViewSpec:
     auto_augment: bool = False
     """First change the cut part by a random rule of AutoAugment's for ImageNet, some of which turn or shear it."""
     cutout: Cutout = Cutout()
+    paste: Paste | None = None
+    """Paste the part on another picture; `crop.size` is then the side of the whole."""
 
 
 class Cut(NamedTuple):
@@ -123,6 +138,12 @@ def cut_view(picture: Picture, cut: Cut, crop: Crop) -> UInt8[Tensor, "3 S S"]:
     floats.
     """
     part = picture[:, cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
-    together = part[None].contiguous(memory_format=torch.channels_last)
-    size = [crop.size, crop.size]
-    return F.interpolate(together, size, mode=crop.interpolation, antialias=True, align_corners=False)[0]
+    return resized(part, (crop.size, crop.size), crop.interpolation)
+
+
+def resized(
+    picture: Picture, size: tuple[int, int], mode: Literal["bilinear", "bicubic"] = "bilinear"
+) -> UInt8[Tensor, "3 h w"]:
+    """`picture`, antialiased to `size` (height, width)."""
+    together = picture[None].contiguous(memory_format=torch.channels_last)
+    return F.interpolate(together, size, mode=mode, antialias=True, align_corners=False)[0]

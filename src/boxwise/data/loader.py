@@ -10,7 +10,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from boxwise.data.cut import Cut, ViewSpec, cut_view, draw_cuts
 from boxwise.data.cutout import cut_out
 from boxwise.data.objects import USE, Known, Objects, Proposer, draw_objects, stacked
 from boxwise.data.order import NAMED, VIEW, Item, Sampler, numbers
+from boxwise.data.paste import Pasting, refuse_too_few
 from boxwise.data.sources import Images
 from boxwise.data.workers import Ahead, Bad, Policy, StartMethod, Tally, default_workers
 from boxwise.geometry.views import Batch, View
@@ -60,10 +61,18 @@ class Load:
         """The batch as a method takes it: on `device`, augmented, normalised."""
         batch = self.batch.to(device)
         made = zip(batch.views, self.photos, self.specs, strict=True)
-        views = [augment(view, draws, spec.photo) for view, draws, spec in made]
+        views = [augment(view, draws, spec.photo, within=_part(view, spec)) for view, draws, spec in made]
         for i, noise in enumerate(self.holes):
             views[i] = cut_out(views[i], noise.to(device, non_blocking=True), self.specs[i].cutout)
         return replace(batch, views=tuple(views))
+
+
+def _part(view: View, spec: ViewSpec) -> Float[Tensor, "B 4"] | None:
+    """The only part of a view that colour and blur change, in its pixels; none: all of it."""
+    if spec.paste is None or spec.paste.augment == "composite":
+        return None
+    assert view.objects is not None, "a composite knows where it was pasted"
+    return view.place(view.objects)[:, 0]
 
 
 class CutViews(NamedTuple):
@@ -83,10 +92,14 @@ class CutViews(NamedTuple):
     bad: tuple[Bad, ...]
     known: tuple[Known, ...] = ()
     """Of each view; empty where no objects are known."""
+    pasted: Mapping[int, NDArray[np.float32]] = {}
+    """Of each view that is a composite, the pasted parts, (B, 1, 4) pixels of the view, not mirrored."""
 
     def load(self, specs: tuple[ViewSpec, ...]) -> Load:
         crop, flip, noise, index = map(torch.from_numpy, (self.crop, self.flip, self.noise, self.source))
         known = [[*map(torch.from_numpy, one[:2])] for one in self.known] or [[]] * len(specs)
+        for i, boxes in self.pasted.items():
+            known[i] = [torch.from_numpy(boxes)]
         views = tuple(View(pixels, crop[i], flip[i], *known[i]) for i, pixels in enumerate(self.pixels))
         photos = tuple(draw_photo(noise[i], spec.photo) for i, spec in enumerate(specs))
         holes = tuple(torch.from_numpy(one.holes) for one in self.known)
@@ -112,7 +125,7 @@ class Cutter:
         pixels = tuple(_room(len(items), crop.size) for crop in crops)
         crop, flip = np.empty((*shape, 4), dtype=np.float32), np.empty(shape, dtype=np.bool_)
         noise, source = np.empty((*shape, NUMBERS), dtype=np.float32), np.empty(len(items), dtype=np.int64)
-        known = []
+        known, pasting = [], Pasting(self.specs, len(items))
         for row, item in enumerate(items):
             source[row], picture = policy.read(item, self.images.read, bad)
             rngs = [numbers(self.seed, VIEW + i, item) for i in range(len(self.specs))]
@@ -120,12 +133,17 @@ class Cutter:
                 noise[i, row] = rng.random(NUMBERS, dtype=np.float32)
             cuts, seen = self._cuts(item, rngs, int(source[row]), picture)
             known.append(seen)
+            pasting.add(row, picture, cuts, rngs)
             for i, cut in enumerate(cuts):
+                crop[i, row], flip[i, row] = cut.box, cut.flip
+                if i in pasting.specs:
+                    crop[i, row] = (0, 0, crops[i].size, crops[i].size)
+                    continue
                 part = cut_view(picture, cut, crops[i])
                 pixels[i][row] = auto_augmented(part, rngs[i]) if self.specs[i].auto_augment else part
-                crop[i, row], flip[i, row] = cut.box, cut.flip
+        pasting.compose(pixels, source)
         draws = {name: self._draw(name, size, items) for name, size in self.draws.items()}
-        return CutViews(pixels, crop, flip, noise, source, draws, tuple(bad), stacked(known))
+        return CutViews(pixels, crop, flip, noise, source, draws, tuple(bad), stacked(known), pasting.boxes)
 
     def _cuts(
         self, item: Item, rngs: Sequence[np.random.Generator], index: int, picture: Picture
@@ -231,6 +249,7 @@ def feed(
     workers; while read, BadImage under the policy "error", or when replacements cannot be read either.
     """
     sampler = Sampler(len(images), batch_size, seed, start, total, accumulate, rank, world)
+    refuse_too_few(views, sampler.micro_batch, accumulate * world)
     workers = default_workers(pin, world=world) if workers is None else workers
     cutter = Cutter(images, views, dict(draws), seed, bad_images, objects, proposals)
     room = cutter.batch_bytes(sampler.micro_batch)

@@ -25,6 +25,8 @@ class MethodConfig(ABC):
     __slots__ = ()
     has_boxes: ClassVar[bool] = True
     """Whether it compares boxes, which nothing that moves content inside a view would take along."""
+    composites: ClassVar[bool] = False
+    """Whether it knows what to do with images that are pasted on others."""
 
     @property
     @abstractmethod

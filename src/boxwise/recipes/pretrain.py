@@ -12,7 +12,7 @@ from boxwise.data.augment import Photo
 from boxwise.data.cut import Crop, ViewSpec
 from boxwise.methods import image_level, scrl
 from boxwise.nn.encoder import EncoderConfig
-from boxwise.recipes import detco, resim, soco
+from boxwise.recipes import detco, insloc, resim, soco
 from boxwise.recipes.recipe import Recipe
 from boxwise.recipes.views import MOCO_VIEW
 
@@ -153,6 +153,7 @@ PUBLISHED = (
     byol_r50_300ep,
     byol_r50_1000ep,
     simsiam_r50_200ep,
+    *insloc.PUBLISHED,
     *soco.PUBLISHED,
     *detco.PUBLISHED,
     *resim.PUBLISHED,
@@ -164,6 +165,7 @@ METHODS = {
     "byol": byol_r50_300ep,
     "simsiam": simsiam_r50_200ep,
     "scrl_fpn": scrl_fpn,
+    "insloc": insloc.insloc_r50_fpn_200ep,
     "soco": soco.soco_r50_fpn_100ep,
     "detco": detco.detco_r50_200ep,
     "resim": resim.resim_r50_fpn_200ep,
