@@ -10,6 +10,7 @@ from torch.nn.functional import avg_pool2d
 from torchvision.ops import FeaturePyramidNetwork
 
 from boxwise.nn.encoder import LEVELS, Encoder
+from boxwise.nn.pyramid import PartialPyramid
 
 
 class TinyBody(nn.Module):
@@ -30,13 +31,19 @@ class TinyBody(nn.Module):
 
 
 class TinyEncoder(Encoder):
-    """c2 to c5 and, with `fpn`, p2 to p5, all of `width` channels."""
+    """c2 to c5 and, with `fpn`, p2 to p5 or those that it names, all of `width` channels."""
 
-    def __init__(self, width: int = 8, *, fpn: bool = False) -> None:
+    def __init__(self, width: int = 8, *, fpn: bool | Sequence[str] = False) -> None:
         nn.Module.__init__(self)
         self.body, self.last = TinyBody(width), None
-        self.fpn = FeaturePyramidNetwork([width] * 4, width, norm_layer=nn.BatchNorm2d) if fpn else None
-        self.strides = LEVELS | ({f"p{n}": 2**n for n in range(2, 6)} if fpn else {})
+        above = {f"p{n}": 2**n for n in range(2, 6)}
+        given = [i for i, name in enumerate(above) if fpn is True or (fpn and name in fpn)]
+        self.fpn = None
+        if fpn is True:
+            self.fpn = FeaturePyramidNetwork([width] * 4, width, norm_layer=nn.BatchNorm2d)
+        elif fpn:
+            self.fpn = PartialPyramid([width] * 4, width, given)
+        self.strides = LEVELS | {name: above[name] for i, name in enumerate(above) if i in given}
         self.channels = dict.fromkeys(self.strides, width)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
