@@ -47,7 +47,10 @@ def _results(ready: Iterable[Future[list[Made]]]) -> Iterator[Made]:
 
 @contextmanager
 def _pool(images: Files, generator: Generator, workers: int) -> Iterator[ProcessPoolExecutor]:
-    context = multiprocessing.get_context("spawn")
+    """Processes that are forked off one that has imported everything: of many cores, none waits for imports."""
+    known = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in known else "spawn")
+    context.set_forkserver_preload([__name__, "skimage.segmentation", "scipy.ndimage"])
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(images, generator))
     try:
         yield pool

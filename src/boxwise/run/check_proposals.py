@@ -44,9 +44,11 @@ def check(file: Path, data: str | Path, *, images: Path | None = None) -> Checke
     """Compares `file` with the images of `data`, every one by its content, and with its labels where it has any."""
     table, source = Table(file), open_images(data, images=images)
     rows = table.rows(source)
-    missing = [source.name(i) for i in np.flatnonzero(rows < 0)]
+    missing = [source.name(i) for i in np.flatnonzero(rows < 0).tolist()]
     changed = [
-        source.name(i) for i in np.flatnonzero(rows >= 0) if not table.holds(int(rows[i]), source.path(i))
+        source.name(i)
+        for i in np.flatnonzero(rows >= 0).tolist()
+        if not table.holds(int(rows[i]), source.path(i))
     ]
     here = rows[rows >= 0]
     settings = ", ".join(f"{key} {value}" for key, value in table.generator.items() if key != "name")
