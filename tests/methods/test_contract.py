@@ -15,7 +15,7 @@ from torch import Tensor
 
 from boxwise.data.objects import Objects
 from boxwise.geometry.views import Batch, View
-from boxwise.methods import image_level, scrl, soco
+from boxwise.methods import detco, image_level, resim, scrl, soco
 from boxwise.methods.base import Method, MethodConfig
 from boxwise.nn.queue import Queue
 from boxwise.nn.teacher import Teacher
@@ -23,7 +23,12 @@ from encoders import TinyEncoder
 
 SMALL = {"width": 16, "hidden": 32}
 PYRAMID = ("p2", "p3", "p4", "p5")
-METHODS: dict[str, tuple[MethodConfig, bool]] = {  # settings, and whether they need an FPN
+WINDOWS = (  # of 64-pixel views
+    resim.Windows(level="p4", size=14, stride=9),
+    resim.Windows(level="p3", size=9, stride=7, negatives="group"),
+)
+C4 = (resim.Windows(level="c4", size=14, stride=9),)
+METHODS: dict[str, tuple[MethodConfig, bool | tuple[str, ...]]] = {  # settings, and the FPN that they need
     "mocov2": (image_level.MoCoConfig(**SMALL, queue=20), False),
     "byol": (image_level.BYOLConfig(**SMALL), False),
     "simsiam": (image_level.SimSiamConfig(**SMALL), False),
@@ -56,6 +61,24 @@ METHODS: dict[str, tuple[MethodConfig, bool]] = {  # settings, and whether they 
         soco.Config(**SMALL, levels=("c5",), limits=(), pool_size=1, box_head=False, count_repeats=False),
         False,
     ),
+    "detco": (detco.Config(**SMALL, queue=20), False),
+    "detco, both ways": (
+        detco.Config(**SMALL | {"hidden": "stage"}, queue=20, symmetric_gl=True, shuffle_patches=False),
+        False,
+    ),
+    "detco, last stage": (
+        detco.Config(
+            **SMALL | {"hidden": "in"}, queue=20, stages=("c5",), weights=(2.0,), global_local=False
+        ),
+        False,
+    ),
+    "resim": (resim.Config(**SMALL, queue=20, windows=WINDOWS), ("p3", "p4")),
+    "resim, c4": (resim.Config(**SMALL, queue=20, windows=C4, region_proj=True, region_width=16), False),
+    "resim, masked": (
+        resim.Config(**SMALL, queue=20, windows=C4, pool="align", mask_self_overlap=True),
+        False,
+    ),
+    "resim, simsiam": (resim.SimSiamConfig(**SMALL, windows=C4), False),
     "a user's own": (box_simclr.Config(width=16), False),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -73,14 +96,15 @@ def build(name: str) -> Method:
 
 
 def a_batch(name: str, images: int = 8, *, disjoint: bool = False, seed: int = 0) -> Batch:
-    """Two views of 64 pixels of each image, and the numbers that the method asks for."""
+    """Two views of 64 pixels of each image, or DetCo's four, and the numbers that the method asks for."""
     generator = torch.Generator().manual_seed(seed)
-    corners = 30 * torch.rand(2, images, 2, generator=generator)
+    count = 4 if name.startswith("detco") else 2
+    corners = 30 * torch.rand(count, images, 2, generator=generator)
     if disjoint:
         corners[1] += 500
     crops = torch.cat([corners, corners + 90], dim=-1)
-    flips = torch.rand(2, images, generator=generator) < 0.5
-    pixels = torch.rand(2, images, 3, 64, 64, generator=generator)
+    flips = torch.rand(count, images, generator=generator) < 0.5
+    pixels = torch.rand(count, images, 3, 64, 64, generator=generator)
     draws = METHODS[name][0].draws()
     noise = {key: torch.rand(images, *shape, generator=generator) for key, shape in draws.items()}
     views = tuple(View(*parts) for parts in zip(pixels, crops, flips))
@@ -180,7 +204,8 @@ def test_views_that_share_nothing_give_a_finite_loss(name: str) -> None:
     grads = [p.grad for p in method.parameters() if p.requires_grad]
     assert out["loss"].isfinite() and all(g is not None and g.isfinite().all() for g in grads)
     if method.pairs(batch):
-        assert out["loss"] == 0 and all((g == 0).all() for g in grads)
+        assert all(out[key] == 0 for key in out if key not in ("image", "loss"))
+        assert "image" in out or all((g == 0).all() for g in grads)
         assert method.watched.keep is not None and not method.watched.keep.any()
     assert all(b.isfinite().all() for b in method.buffers())
 
@@ -243,7 +268,8 @@ def test_hands_over_what_it_trained(name: str) -> None:
     """Breaks when the teacher's or an untrained part would be carried into a detector."""
     method, fpn = build(name), METHODS[name][1]
     parts_out = method.handed_over()
-    assert list(parts_out) == (["backbone", "fpn", "head"] if fpn else ["backbone"])
+    head = ["head"] if fpn is True else []
+    assert list(parts_out) == (["backbone", "fpn", *head] if fpn else ["backbone"])
     method(a_batch(name))["loss"].backward()
     assert all(p.grad is not None for part in parts_out.values() for p in part.parameters())
 
@@ -275,6 +301,8 @@ def test_trap_19_when_and_how_far_teachers_move() -> None:
     """Breaks when a method takes another's schedule, or counts steps from 1."""
     follows_the_schedule("mocov2", lambda k: 0.999)
     follows_the_schedule("byol", lambda k: 1 - 0.01 * (1 + math.cos(math.pi * k / 10)) / 2)
+    follows_the_schedule("detco", lambda k: 0.999)
+    follows_the_schedule("resim", lambda k: 0.999)
     follows_the_schedule("scrl", lambda k: 1 - 0.03 * (1 + math.cos(math.pi * k / 10)) / 2)
     # opens the next forward, and takes that one's number
     follows_the_schedule("soco", lambda k: 1 - 0.01 * (1 + math.cos(math.pi * (k + 1) / 10)) / 2)
