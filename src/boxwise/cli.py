@@ -179,9 +179,9 @@ class Report:
 
 @dataclasses.dataclass(kw_only=True)
 class List:
-    """What there is: recipes, methods or backbones."""
+    """What there is: recipes, methods, backbones, or the papers' tables and how many of their rows have a recipe."""
 
-    what: Positional[Literal["recipes", "methods", "backbones"]]
+    what: Positional[Literal["recipes", "methods", "backbones", "tables"]]
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -7,20 +7,24 @@ import dataclasses
 import inspect
 import itertools
 import textwrap
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from boxwise.nn.encoder import backbones
 from boxwise.recipes import pretrain as pretraining
+from boxwise.recipes import tables
 from boxwise.recipes import transfer as transferring
 from boxwise.run.find import pretrain_recipe, transfer_recipe
 from boxwise.strict import plain
 
 
-def listing(what: Literal["recipes", "methods", "backbones"]) -> str:
+def listing(what: Literal["recipes", "methods", "backbones", "tables"]) -> str:
     """Names with one line each."""
     if what == "backbones":
         return "\n".join(backbones())
+    if what == "tables":
+        return _coverage()
     if what == "methods":
         return _table({name: _first_line(f) for name, f in pretraining.METHODS.items()})
     blocks = {
@@ -32,6 +36,29 @@ def listing(what: Literal["recipes", "methods", "backbones"]) -> str:
         f"{title}\n{_table({f.__name__: _first_line(f) for f in recipes})}"
         for title, recipes in blocks.items()
     )
+
+
+def _coverage() -> str:
+    """Per paper and table, how many rows start from weights that a recipe makes; and why others do not."""
+    starts = [(row, tables.start(row)) for row in tables.rows()]
+    blocks = [
+        "rows whose weights a recipe here makes, or that need none / rows in all; detectors are not counted"
+    ]
+    for paper in dict.fromkeys(row.paper for row, _ in starts):
+        of_paper = [(row.table, one.runs) for row, one in starts if row.paper == paper]
+        counts = {
+            f"Table {table}" if table[0].isdigit() else table: _ratio([r for t, r in of_paper if t == table])
+            for table in dict.fromkeys(table for table, _ in of_paper)
+        }
+        blocks.append(f"{paper}  {_ratio([runs for _, runs in of_paper])}\n{_table(counts)}")
+    missing = Counter(one.missing for _, one in starts if one.missing is not None)
+    why = {reason: f"{count} rows" if count > 1 else "1 row" for reason, count in missing.most_common()}
+    total = _ratio([one.runs for _, one in starts])
+    return "\n\n".join([*blocks, f"no recipe\n{_table(why)}", f"in all  {total}"])
+
+
+def _ratio(runs: Sequence[bool]) -> str:
+    return f"{sum(runs)} / {len(runs)}"
 
 
 def settings_help(named: str, *, kind: Literal["pretrain", "transfer"]) -> str:
