@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from known_objects import with_objects
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from boxwise.data.objects import Objects
 from boxwise.geometry.views import Batch, View
-from boxwise.methods import image_level, scrl, soco
+from boxwise.methods import detco, image_level, resim, scrl, soco
 from boxwise.methods.base import MethodConfig
 from boxwise.nn.ranks import rank, synchronise, world
 from encoders import TinyEncoder
@@ -22,7 +22,13 @@ from encoders import TinyEncoder
 IMAGES = 6
 SMALL = {"width": 6, "hidden": 10}
 PYRAMID = ("p2", "p3", "p4", "p5")
-CASES: dict[str, tuple[MethodConfig, bool, list[int]]] = {  # settings, FPN, images that share nothing
+WINDOWS = (  # every cell of every rank is a negative: what a rank keeps to itself is no joint batch
+    resim.Windows(level="p4", size=14, stride=9),
+    resim.Windows(level="p3", size=9, stride=7),
+)
+CASES: dict[
+    str, tuple[MethodConfig, bool | tuple[str, ...], list[int]]
+] = {  # settings, FPN, images that share nothing
     "scrl": (scrl.Config(**SMALL, min_box=16, boxes=3, tries=4), False, [1]),
     "scrl, a rank without boxes": (scrl.Config(**SMALL, min_box=16, boxes=3, tries=4), False, [3, 4, 5]),
     "scrl, no boxes at all": (scrl.Config(**SMALL, min_box=16, boxes=3, tries=4), False, [*range(IMAGES)]),
@@ -46,6 +52,18 @@ CASES: dict[str, tuple[MethodConfig, bool, list[int]]] = {  # settings, FPN, ima
         True,
         [3, 4, 5],
     ),
+    "resim, no norms": (resim.Config(**SMALL, queue=20, windows=WINDOWS), ("p3", "p4"), [1]),
+    "resim, masked, no norms": (
+        resim.Config(**SMALL, queue=20, windows=WINDOWS, mask_self_overlap=True),
+        ("p3", "p4"),
+        [3, 4, 5],
+    ),
+    "resim, simsiam": (
+        resim.SimSiamConfig(**SMALL, windows=(resim.Windows(level="c4", size=14, stride=9),)),
+        False,
+        [1],
+    ),
+    "detco, no norms": (detco.Config(**SMALL, queue=20, symmetric_gl=True), False, []),
     "byol": (image_level.BYOLConfig(**SMALL), False, []),
     "simsiam": (image_level.SimSiamConfig(**SMALL), False, []),
 }
@@ -69,15 +87,18 @@ def step(case: str) -> dict[str, Tensor]:
     config, fpn, apart = CASES[case]
     torch.manual_seed(0)
     method = config.build(TinyEncoder(6, fpn=fpn))
+    if case.endswith("no norms"):  # each rank's own, and shuffled for the keys: no joint batch has them
+        without_norms(method)
     with torch.no_grad():
         for p in method.student.parameters():
             p += 0.1 * torch.randn_like(p)
-    pixels, corners = torch.rand(2, IMAGES, 3, 64, 64), 30 * torch.rand(2, IMAGES, 2)
+    views = 4 if case.startswith("detco") else 2
+    pixels, corners = torch.rand(views, IMAGES, 3, 64, 64), 30 * torch.rand(views, IMAGES, 2)
     corners[1, apart] += 500
-    crops, flips = torch.cat([corners, corners + 90], dim=-1), torch.rand(2, IMAGES) < 0.5
+    crops, flips = torch.cat([corners, corners + 90], dim=-1), torch.rand(views, IMAGES) < 0.5
     noise = {name: torch.rand(IMAGES, *shape) for name, shape in config.draws().items()}
-    views = tuple(View(*parts) for parts in zip(pixels, crops, flips))
-    batch = Batch(views, torch.arange(IMAGES), noise)
+    made = tuple(View(*parts) for parts in zip(pixels, crops, flips))
+    batch = Batch(made, torch.arange(IMAGES), noise)
     if config.objects is not None:
         batch = with_objects(batch, config.objects, torch.Generator().manual_seed(1), own=True, apart=apart)
     synchronise(method)
@@ -89,7 +110,16 @@ def step(case: str) -> dict[str, Tensor]:
     seen = {"mean loss": loss.detach()}
     seen |= {f"gradient of {n}": p.grad for n, p in method.named_parameters() if p.grad is not None}
     seen |= {f"weight {n}": p.detach() for n, p in method.named_parameters() if n.startswith("teacher")}
-    return seen | {f"buffer {n}": b for n, b in method.named_buffers() if "running" in n}
+    kept = ("running", "queue")
+    return seen | {f"buffer {n}": b for n, b in method.named_buffers() if any(part in n for part in kept)}
+
+
+def without_norms(module: nn.Module) -> None:
+    """Replaces every BatchNorm inside by nothing."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.Identity())
+        without_norms(child)
 
 
 def work(rank: int, folder: str) -> None:
