@@ -71,7 +71,7 @@ def test_trap_03_candidates_overlap_by_more_than_half_strictly() -> None:
 
 def test_no_box_has_more_candidates_than_are_looked_at() -> None:
     """Breaks when boxes could lose candidates to the fixed number that is looked at."""
-    assert int(candidates(some_boxes(1000, seed=3, least=128), grid()).sum(-1).max()) <= MOST
+    assert int(candidates(some_boxes(500, seed=3, least=128), grid()).sum(-1).max()) <= MOST
 
 
 def test_a_box_without_candidates_takes_the_nearest_anchors() -> None:
@@ -101,24 +101,24 @@ def test_survivors_are_those_of_the_greedy_loop() -> None:
 def test_one_survivor_is_drawn_evenly() -> None:
     """Breaks when the best or the first is always taken, the last never, or suppressed ones still are."""
     box = some_boxes(1, seed=4)
-    draws = noise(1).repeat(2000, 1)
-    draws[:, -1] = torch.linspace(0, 1 - 1e-6, 2000)
-    got = drawn(box.expand(2000, 1, 4), draws, apart=True)
+    draws = noise(1).repeat(240, 1)
+    draws[:, -1] = torch.linspace(0, 1 - 1e-6, 240)
+    got = drawn(box.expand(240, 1, 4), draws, apart=True)
     scores = torch.where(candidates(box, grid()), draws[:1, :-1], -1.0)[0]
     index = (scores >= 0).nonzero()[:, 0]
     alive = index[nms(grid()[index], scores[index], NEAR)].tolist()
     counts = {anchor: got.count(anchor) for anchor in got}
     assert counts.keys() == set(alive) and len(alive) > 3
-    assert max(counts.values()) - min(counts.values()) <= 1
+    assert max(counts.values()) - min(counts.values()) <= 1  # 240 places, evenly spread
 
 
 def test_without_suppression_every_candidate_is_drawn_evenly() -> None:
     """Breaks when the switch changes nothing, or prefers clusters or their edges."""
     box = some_boxes(1, seed=6)
-    draws = noise(4000, seed=2)
-    got = torch.tensor(drawn(box.expand(4000, 1, 4), draws, apart=False)).bincount(minlength=ANCHORS)
+    draws = noise(1500, seed=2)
+    got = torch.tensor(drawn(box.expand(1500, 1, 4), draws, apart=False)).bincount(minlength=ANCHORS)
     index = candidates(box, grid())[0]
-    share = got[index] / 4000
+    share = got[index] / 1500
     assert got[~index].sum() == 0 and (got[index] > 0).all()
     even = 1 / index.sum()
-    assert (share - even).abs().max() < 5 * (even / 4000).sqrt()
+    assert (share - even).abs().max() < 5 * (even / 1500).sqrt()
