@@ -1,6 +1,7 @@
 """Every result row of the papers leads to a recipe, to random weights, or to the reason why not."""
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import torch
 from boxwise.nn.encoder import build_encoder
 from boxwise.recipes import pretrain
 from boxwise.recipes.recipe import Recipe
-from boxwise.recipes.tables import MADE_BY, Row, rows, start
+from boxwise.recipes.tables import MADE_BY, Row, derived, rows, start
 from boxwise.run.catalogue import listing
 from boxwise.run.find import pretrain_recipe, saved
-from boxwise.strict import dump_yaml
+from boxwise.strict import SettingsError, dump_yaml
 
 SOURCE = Path(__file__).parents[3] / "shared/reference/paper_tables.json"
 IMAGENET = 1_281_167
@@ -175,3 +176,18 @@ def test_no_row_says_what_it_was_measured_with_as_ours() -> None:
     assert all(row.metrics for row in rows())
     assert {v for row in rows() for v in row.metrics.values() if isinstance(v, str)} == {"diverged"}
     assert all(isinstance(row, Row) and row.dataset for row in rows())
+
+
+def test_ablations_are_run_by_name() -> None:
+    """Breaks when a row that counts as one that can run is not to be had on the command line."""
+    name = "scrl_r50_200ep__rois_10_box_jitter_infinite_iou_threshold_0.5"
+    found = pretrain_recipe(name, settings={"batch_size": 64})
+    assert (found.recipe.name, found.source, found.fitted) == (name, name, False)
+    assert (found.recipe.method.matched, found.recipe.run.batch_size) == (False, 64)
+    with pytest.raises(SettingsError, match="did you mean scrl_r50_200ep__rois_5"):
+        pretrain_recipe("scrl_r50_200ep__rois_6")
+    published = {f.__name__ for f in pretrain.PUBLISHED}
+    assert RECIPES.keys() - published == derived().keys()
+    assert all(re.fullmatch(r"[a-z0-9_.]+", name) for name in RECIPES)
+    said = listing("recipes")
+    assert said.isascii() and all(f"  {name} " in said for name in RECIPES)

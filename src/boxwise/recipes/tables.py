@@ -76,10 +76,20 @@ def start(row: Row) -> Start:
     if row.init not in MADE_BY:
         return Start(missing=f"another method: {row.init}")
     recipe = MADE_BY[row.init](row)
-    if row.variant is not None:
-        words = re.sub(r"[^a-z0-9.]+", "_", row.variant.lower().replace("\u221e", "infinite")).strip("_")
-        recipe = replace(recipe, name=f"{recipe.name}__{words}")
+    if row.variant is not None and recipe != MADE_BY[row.init](replace(row, variant=None)):
+        recipe = replace(recipe, name=f"{recipe.name}__{_words(row.variant)}")
     return Start(recipe)
+
+
+def derived() -> dict[str, tuple[Row, Recipe]]:
+    """Recipes of rows that are no published run as it stands, by name, each with the first of its rows."""
+    known = {recipe.__name__ for recipe in pretrain.PUBLISHED}
+    found: dict[str, tuple[Row, Recipe]] = {}
+    for row in rows():
+        recipe = start(row).recipe
+        if recipe is not None and recipe.name not in known:
+            found.setdefault(recipe.name, (row, recipe))
+    return found
 
 
 def _mocov2(row: Row) -> Recipe:
@@ -243,6 +253,12 @@ def _on_100(recipe: Recipe) -> str:
 
 def _parts(row: Row) -> str:
     return "c4" if row.backbone == "R50-C4" else "fpn"
+
+
+def _words(variant: str) -> str:
+    """A variant as a part of a name; points stay inside numbers alone."""
+    plain = variant.lower().replace("\u221e", "infinite")
+    return re.sub(r"(?:[^a-z0-9.]|(?<!\d)\.|\.(?!\d))+", "_", plain).strip("_")
 
 
 def _epochs(row: Row) -> int:

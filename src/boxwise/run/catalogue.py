@@ -32,10 +32,20 @@ def listing(what: Literal["recipes", "methods", "backbones", "tables"]) -> str:
         "pretrain, ours": pretraining.OURS,
         "finetune": (*transferring.FAMILIES.values(), *transferring.PROTOCOLS),
     }
-    return "\n\n".join(
-        f"{title}\n{_table({f.__name__: _first_line(f) for f in recipes})}"
-        for title, recipes in blocks.items()
-    )
+    lines = {title: {f.__name__: _first_line(f) for f in recipes} for title, recipes in blocks.items()}
+    changed = {name: _place(row) for name, (row, _) in tables.derived().items()}
+    lines = {**lines, "pretrain, as rows of the papers' tables change a published run": changed}
+    return "\n\n".join(f"{title}\n{_table(named)}" for title, named in lines.items())
+
+
+def _place(row: tables.Row) -> str:
+    words = f"{row.paper} {_title(row.table)}: {row.init}, {row.pretrain_epochs} epochs"
+    words = words if row.variant is None else f"{words}, {row.variant}"
+    return words.replace("\u221e", "infinite")  # for terminals that know ASCII alone
+
+
+def _title(table: str) -> str:
+    return f"Table {table}" if table[0].isdigit() else table
 
 
 def _coverage() -> str:
@@ -47,7 +57,7 @@ def _coverage() -> str:
     for paper in dict.fromkeys(row.paper for row, _ in starts):
         of_paper = [(row.table, one.runs) for row, one in starts if row.paper == paper]
         counts = {
-            f"Table {table}" if table[0].isdigit() else table: _ratio([r for t, r in of_paper if t == table])
+            _title(table): _ratio([r for t, r in of_paper if t == table])
             for table in dict.fromkeys(table for table, _ in of_paper)
         }
         blocks.append(f"{paper}  {_ratio([runs for _, runs in of_paper])}\n{_table(counts)}")

@@ -6,11 +6,13 @@ import importlib.util
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from boxwise.engine.device import leads
 from boxwise.recipes import pretrain as pretraining
+from boxwise.recipes import tables
 from boxwise.recipes import transfer as transferring
 from boxwise.recipes.recipe import Configuration, Recipe, TransferRecipe
 from boxwise.run.fit import flat, given_keys, on_ranks, scaled_rate
@@ -42,7 +44,13 @@ def pretrain_recipe(
     Raises SettingsError for an unknown name (with the nearest) and for settings that cannot be.
     """
     known = {f.__name__: f for f in (*pretraining.PUBLISHED, *pretraining.OURS)}
+    if named not in known and named not in pretraining.METHODS:
+        known |= {name: partial(_itself, recipe) for name, (_, recipe) in tables.derived().items()}
     return _found(named, pretraining.METHODS, known, Recipe, config, settings)
+
+
+def _itself(recipe: Recipe) -> Recipe:
+    return recipe
 
 
 def transfer_recipe(
