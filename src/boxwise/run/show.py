@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
@@ -25,6 +28,8 @@ from boxwise.run.objects import shown_proposals
 
 GAP = 6
 """Pixels between pictures."""
+TILE_GAP = 3
+"""Pixels between the tiles of one view."""
 
 
 def show(
@@ -69,11 +74,11 @@ def picture(
         proposals=proposals,
     )
     batch = next(iter(loads)).ready(torch.device("cpu"))
-    return sheet(batch, method.pairs(batch), recipe)
+    return sheet(replace(batch, views=method.seen(batch)), method.pairs(batch), recipe)
 
 
 def sheet(batch: Batch, pairs: Sequence[Pair], recipe: Recipe) -> Tensor:
-    """Views side by side, with the boxes that are compared."""
+    """Views side by side, with the boxes that are compared; a view cut in tiles as a contact sheet of them."""
     columns = []
     for i, view in enumerate(batch.views):
         photo = recipe.views[i].photo
@@ -83,13 +88,21 @@ def sheet(batch: Batch, pairs: Sequence[Pair], recipe: Recipe) -> Tensor:
             pixels = torch.stack(
                 [_drawn(p, b[k], hues[k].tolist()) for p, b, k in zip(pixels, boxes, keep, strict=True)]
             )
-        columns.append(pixels)
+        columns.append(pixels if pixels.dim() == 4 else contact_sheet(pixels))
     height = max(c.shape[-2] for c in columns)
     rows = []
     for n in range(len(batch.index)):
         row = [_framed(c[n], height, c.shape[-1]) for c in columns]
         rows.append(torch.cat(row, dim=2))
     return torch.cat(rows, dim=1)
+
+
+def contact_sheet(tiles: UInt8[Tensor, "B P 3 H W"]) -> UInt8[Tensor, "B 3 _H _W"]:
+    """An image's tiles in their order, row by row, as many a row as there are rows, white between them."""
+    side = math.isqrt(tiles.shape[1])
+    framed = torch.nn.functional.pad(tiles, (0, TILE_GAP, 0, TILE_GAP), value=255)
+    rows = framed.unflatten(1, (side, side)).permute(0, 3, 1, 4, 2, 5)  # (B, 3, row, H, column, W)
+    return rows.flatten(4, 5).flatten(2, 3)[..., :-TILE_GAP, :-TILE_GAP]
 
 
 def detections_sheet(
