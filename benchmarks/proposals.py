@@ -99,12 +99,14 @@ def processor() -> str:
 
 def report(spent: dict[str, float], *, photos: int, rounds: int, same: int, load: float) -> str:
     rows = "\n".join(f"| {name} | {ms:.1f} | {AIMS.get(name, '')} |" for name, ms in spent.items())
+    versions = ", ".join(f"{module.__name__} {module.__version__}" for module in (np, skimage, scipy))
     equal = f"The package gave the same boxes on {same} of {photos} photos.\n" if PACKAGE in spent else ""
     return f"""# Selective search, one core
 
 {datetime.date.today()}, {processor()}, {os.cpu_count()} cores, load {load:.1f} before the start.
-numpy {np.__version__}, scikit-image {skimage.__version__}, scipy {scipy.__version__}, Python {platform.python_version()}. {photos} photos of
-{WIDTH} x {HEIGHT} pixels, {rounds} rounds; processor time, median over photos of the least over rounds.
+{versions}, Python {platform.python_version()}.
+{photos} photos of {WIDTH} x {HEIGHT} pixels, {rounds} rounds; processor time, median over photos of the least
+over rounds.
 
 | part | ms/photo | aim |
 |---|---:|---:|

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from boxwise.config import Run
-from boxwise.engine.device import device_of, dtype_of, hardware, launch, leads, processes, versions
+from boxwise.engine.device import device_of, dtype_of, hardware, launch, leads, place, processes, versions
 
 CPU = torch.device("cpu")
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
@@ -63,6 +63,22 @@ def test_what_started_the_processes_counts_more_than_settings(monkeypatch: pytes
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("NODE_RANK", "1")
     assert not leads()
+
+
+def test_a_place_among_the_processes_is_known_before_they_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks when two ranks take the same share of the images, or each takes all cores of a machine they share."""
+    assert place() == (0, 1, 1)
+    with monkeypatch.context() as patch:
+        for name, value in TORCHRUN.items():
+            patch.setenv(name, value)
+        assert place() == (int(TORCHRUN["RANK"]), 8, 4)
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    assert place() == (int(SLURM["SLURM_PROCID"]), 6, 2)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
+    assert place()[2] == 1
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
+    assert place() == (0, 1, 1)
 
 
 def test_mixed_precision_leaves_a_batch_as_it_is() -> None:

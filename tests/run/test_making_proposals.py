@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -92,6 +93,19 @@ def test_what_was_killed_goes_on(photos: Path, tmp_path: Path, made: list[int]) 
     assert contents(out) == contents(make(source, tmp_path / "q", RandomBoxes(), workers=0))
 
 
+class Ends(RandomBoxes):
+    """The system takes the process away."""
+
+    def rects(self, pixels: Any, name: str) -> Any:
+        os._exit(9)
+
+
+def test_a_process_that_the_system_ends_is_told_of(photos: Path, tmp_path: Path) -> None:
+    """Breaks when a user whose memory is short meets a traceback of the pool, or a run that hangs."""
+    with pytest.raises(ValueError, match="pass fewer --workers; what is done stays done"):
+        make(open_images(photos), tmp_path / "p", Ends(), workers=2)
+
+
 def test_an_image_that_changed_meanwhile_is_made_again(photos: Path, tmp_path: Path, made: list[int]) -> None:
     """Breaks when a resumed run keeps the boxes of an earlier picture."""
     source, out = open_images(photos), tmp_path / "p"
@@ -155,6 +169,30 @@ def test_a_rank_that_is_gone_does_not_hold_the_others_for_ever(
         make(open_images(photos), tmp_path / "p", GridBoxes(), workers=0)
     monkeypatch.undo()
     assert len(Table(make(open_images(photos), tmp_path / "p", GridBoxes(), workers=0))) == COUNT
+
+
+def test_a_node_that_does_not_lead_waits_for_the_one_that_does(
+    photos: Path, tmp_path: Path, made: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks when nodes that Lightning started each make the whole file, or fall over the lock of the first."""
+    source, out, done = open_images(photos), tmp_path / "p", threading.Event()
+    monkeypatch.setattr(room, "POLL", 0.02)
+    monkeypatch.setattr(room, "leads", lambda: threading.current_thread().name == "first")
+
+    def second() -> None:
+        make(source, out, GridBoxes(), workers=0)
+        assert out.exists()
+        done.set()
+
+    waiting = threading.Thread(target=second)
+    waiting.start()
+    assert not done.wait(0.3) and not made
+    first = threading.Thread(
+        target=make, args=(source, out, GridBoxes()), kwargs={"workers": 0}, name="first"
+    )
+    first.start()
+    first.join(30)
+    assert done.wait(30) and made == [*range(COUNT)]
 
 
 def test_bad_images_are_skipped_listed_and_said(

@@ -40,15 +40,16 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a record lies, and what the head of the joined file needs to know of it."""
+    """Where a record lies, and what the joined file holds of it beside the boxes."""
 
     part: int
     start: int
     end: int
-    length: int
+    stamp: Stamp
+    width: int
+    height: int
     count: int
-    largest: int
-    """Pixels of the longer side."""
+    reason: str
 
 
 class Parts:
@@ -59,6 +60,8 @@ class Parts:
         self.places: dict[str, Place] = {}
         self._files: list[Path] = []
         self._read: list[int] = []
+        """Bytes of each that are known."""
+        self._open: dict[int, IO[bytes]] = {}
 
     def refresh(self) -> bool:
         """Whether there was anything new."""
@@ -69,18 +72,24 @@ class Parts:
         grown = False
         for part, path in enumerate(self._files):
             for start, end, body in _records(path, self._read[part]):
-                head = _head(body)
-                self.places[head["name"]] = Place(
-                    part, start, end, head["length"], head["count"], max(head["width"], head["height"])
-                )
+                name, place = _place(body, part, start, end)
+                self.places[name] = place
                 self._read[part] = end
                 grown = True
         return grown
 
     def made(self, place: Place) -> Made:
-        with self._files[place.part].open("rb") as file:
-            file.seek(place.start + HEAD)
-            return _unpacked(file.read(place.end - place.start - HEAD))
+        """The record there."""
+        file = self._open.get(place.part)
+        if file is None:
+            file = self._open[place.part] = self._files[place.part].open("rb")
+        file.seek(place.start + HEAD)
+        return _unpacked(file.read(place.end - place.start - HEAD))
+
+    def close(self) -> None:
+        """Lets go of the files that `made` has opened."""
+        while self._open:
+            self._open.popitem()[1].close()
 
     def done(self, images: Files, index: int) -> bool:
         """Whether there is a record of the image, made of a file of this length."""
@@ -88,9 +97,9 @@ class Parts:
         if place is None:
             return False
         try:
-            return images.path(index).stat().st_size == place.length
+            return images.path(index).stat().st_size == place.stamp.length
         except OSError:
-            return place.length < 0
+            return place.stamp.length < 0
 
 
 class Part:
@@ -117,20 +126,14 @@ def join(parts: Parts, images: Files, file: IO[bytes], generator: dict[str, Any]
     places = [parts.places[images.name(i)] for i in range(len(images))]
     count = len(places)
     first = np.concatenate([[0], np.cumsum([p.count for p in places], dtype=np.int64)]).astype(np.int64)
-    large = max((p.largest for p in places), default=0) > np.iinfo(np.uint16).max
-    kind = np.dtype(np.uint32 if large else np.uint16)
-    pixels, digest = np.zeros((count, 2), dtype=np.uint32), np.zeros(count, dtype=np.uint64)
-    bad: dict[str, str] = {}
-    for row, place in enumerate(places):
-        made = parts.made(place)
-        pixels[row], digest[row] = (made.width, made.height), made.stamp.digest
-        if made.reason:
-            bad[made.name] = made.reason
+    pixels = np.array([(p.width, p.height) for p in places], dtype=np.uint32).reshape(count, 2)
+    kind = np.dtype(np.uint32 if (pixels > np.iinfo(np.uint16).max).any() else np.uint16)
+    bad = {images.name(row): place.reason for row, place in enumerate(places) if place.reason}
     names = Names.of(images.names[i] for i in range(count))
     arrays: dict[str, NDArray[Any]] = {
         "first": first,
-        "length": np.array([p.length for p in places], dtype=np.int64),
-        "digest": digest,
+        "length": np.array([p.stamp.length for p in places], dtype=np.int64),
+        "digest": np.array([p.stamp.digest for p in places], dtype=np.uint64),
         "ends": names.ends,
         "pixels": pixels,
     }
@@ -160,12 +163,17 @@ def _packed(made: Made) -> bytes:
     return json.dumps(head).encode() + b"\n" + made.rects.astype("<u4").tobytes()
 
 
-def _head(body: bytes) -> dict[str, Any]:
-    return json.loads(body.partition(b"\n")[0])
+def _place(body: bytes, part: int, start: int, end: int) -> tuple[str, Place]:
+    head = json.loads(body.partition(b"\n")[0])
+    stamp = Stamp(head["length"], head["digest"])
+    return head["name"], Place(
+        part, start, end, stamp, head["width"], head["height"], head["count"], head["reason"]
+    )
 
 
 def _unpacked(body: bytes) -> Made:
-    head, boxes = _head(body), body.partition(b"\n")[2]
+    line, _, boxes = body.partition(b"\n")
+    head = json.loads(line)
     return Made(
         name=head["name"],
         stamp=Stamp(head["length"], head["digest"]),

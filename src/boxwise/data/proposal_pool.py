@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 import numpy as np
@@ -54,6 +55,11 @@ def _pool(images: Files, generator: Generator, workers: int) -> Iterator[Process
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(images, generator))
     try:
         yield pool
+    except BrokenProcessPool:
+        raise ValueError(
+            "a process that proposes boxes was ended from outside, most likely for want of memory: pass fewer "
+            "--workers; what is done stays done"
+        ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

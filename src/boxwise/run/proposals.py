@@ -27,7 +27,7 @@ from boxwise.data.propose import (
 from boxwise.data.selective_search import Values
 from boxwise.data.sources import Files, open_images
 from boxwise.engine.atomic import written
-from boxwise.engine.device import place
+from boxwise.engine.device import leads, place
 from boxwise.engine.lock import Lock
 from boxwise.engine.progress import ImageDisplay
 
@@ -75,7 +75,7 @@ def ensure(
     """
     generator = chosen(method) if isinstance(method, str) else method
     if not _holds(out, images, generator):
-        if place()[0] == 0:
+        if leads():
             print(f"no proposals for these images yet: making {out} ({generator.name})", file=sys.stderr)
         make(images, out, generator, workers=workers, overwrite=True)
     return Proposals.open(out, images)
@@ -103,6 +103,9 @@ def make(
     rank, world, neighbours = place()
     parts = Parts(_parts_folder(out, generator))
     parts.folder.mkdir(parents=True, exist_ok=True)
+    if world == 1 and not leads():  # Lightning's own nodes know that another leads, not how many they are
+        _await(out, images, parts, generator, 1)
+        return out
     lock = Lock(parts.folder) if rank == 0 else None
     try:
         _make_part(images, parts, generator, rank, world, _workers(workers, neighbours))
@@ -111,6 +114,7 @@ def make(
         if rank == 0:
             _finish(out, images, parts, generator)
     finally:
+        parts.close()
         if lock is not None:
             lock.release()
     if rank == 0:
