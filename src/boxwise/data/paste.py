@@ -44,7 +44,7 @@ class Pasting:
             part = picture[:, cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
             self._parts[i].append(resized(part, (height, width), spec.crop.interpolation))
 
-    def compose(self, pixels: Sequence[UInt8[Tensor, "B 3 S S"]], source: NDArray[np.int64]) -> None:
+    def compose(self, pixels: Sequence[UInt8[Tensor, "B 3 _S _S"]], source: NDArray[np.int64]) -> None:
         """Writes the composites of every such view into its `pixels`. `source` names the picture of each row."""
         taken: list[list[int]] = [[] for _ in source]
         for i, spec in self.specs.items():
