@@ -98,6 +98,9 @@ def test_the_size_of_views_scales_what_is_stated_in_their_pixels() -> None:
     assert pretrain.scrl_r50_200ep().changed({"image_size": 112}).method.min_box == 16
     said = pretrain_recipe("scrl_fpn", settings={"image_size": 112, "method.min_box": 20}).changes
     assert len(said) == 1 and said[0].startswith("method.limits [48.0, 96.0, 192.0] -> [24.0, 48.0, 96.0]")
+    for named in ("soco", "scrl", "resim", "insloc", "detco"):
+        size = pretrain_recipe(named).recipe.views[0].crop.size
+        assert pretrain_recipe(named, settings={"image_size": size}).changes == (), named
     byol = pretrain.scrl_fpn().changed({"image_size": 112, "method": {"name": "byol"}})
     assert byol.method.name == "byol"
 

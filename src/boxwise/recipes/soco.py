@@ -32,7 +32,7 @@ def soco_r50_fpn_100ep() -> Recipe:
     """SoCo, ResNet-50 FPN, 100 epochs of ImageNet. 16 V100, batch 2048, mixed precision.
 
     The third view is the second at half its size, as the paper has it; the released weights were made with a crop of
-    its own there (--views.2.crop.like none) and with holes in the boxes (--views.1.cutout.share 0.5, views.2 too).
+    its own there (--views.2.crop.like null) and with holes in the boxes (--views.1.cutout.share 0.5, views.2 too).
 
     Published: COCO Mask R-CNN FPN (4conv1fc), box AP 42.3 at 1x (Table 1), 43.2 at 2x.
     """

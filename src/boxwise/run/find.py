@@ -103,19 +103,18 @@ def _found(
         fitted = fitted and not _whole(file, recipe)
     layers.append(settings or {})
     given = frozenset(key for layer in layers for key in given_keys(layer, recipe))
-    return Found(
-        on_ranks(recipe.changed(*layers)), source, fitted, given, tuple(_implied(recipe, layers, given))
-    )
+    changed = recipe.changed(*layers)
+    return Found(on_ranks(changed), source, fitted, given, tuple(_implied(recipe, changed, layers, given)))
 
 
 def _implied(
-    recipe: Configuration, layers: Sequence[Mapping[str, Any]], given: Collection[str]
+    recipe: Configuration, changed: Configuration, layers: Sequence[Mapping[str, Any]], given: Collection[str]
 ) -> Iterator[str]:
     """What follows from the size of the views, and was not set by itself."""
-    before = flat(plain(recipe))
-    for key, value in recipe.implied(*layers).items():
-        if key not in given and before[key] != value:
-            yield f"{key} {before[key]} -> {value} (pixels of a view, and views are resized)"
+    before, after = flat(plain(recipe)), flat(plain(changed))
+    for key in recipe.implied(*layers):
+        if key not in given and key in after and after[key] != before[key]:
+            yield f"{key} {before[key]} -> {after[key]} (pixels of a view, and views are resized)"
 
 
 def _whole(file: Mapping[str, Any], recipe: Configuration) -> bool:
