@@ -122,7 +122,9 @@ def test_every_recipe_runs_two_steps(recipe: str, images: Path, tmp_path: Path) 
         assert start[name].ndim < 4 or not torch.equal(state[f"backbone.body.{name}"], start[name])
 
     with Image.open(out / "figures" / "views.png") as figure:
-        # 4 images, one column a view, a gap of 6 after each
+        # 4 images, one column a view, a gap of 6 after each; DetCo's patches three by three, 3 between them
+        if method_of(recipe) == "detco":
+            sides[2:] = [3 * 18 + 2 * 3] * 2
         assert figure.size == (sum(side + 6 for side in sides), 4 * (max(sides) + 6))
         assert len(figure.resize((20, 20)).getcolors(400)) > 50
     assert {"train.log", "metrics.jsonl", "run.json", "config.yaml"} <= {p.name for p in out.iterdir()}
