@@ -290,7 +290,12 @@ def test_full_model(golden, double: None) -> None:
     for n, want in zip(names, arrays["target_sum_after"].tolist()):
         assert (n not in sums) if math.isnan(want) else sums[n] == pytest.approx(want, rel=1e-9, abs=1e-9), n
 
+    found = watched(method, arrays)
     out = method(Batch(views, torch.arange(len(views[0].image)), {}))
+    for key, got in found.items():  # rows are stored in float32
+        want = t(arrays[key.partition(" ")[0]])
+        want = want[int(key[-1])] if " " in key else want
+        torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-7, msg=key)
     terms = torch.stack([out[k] for k in ("1_to_2", "2_to_1", "1_to_3", "3_to_1")])
     torch.testing.assert_close(terms, t(arrays["terms"]), rtol=1e-8, atol=1e-8)
     assert out["loss"].item() == pytest.approx(float(arrays["loss"]), rel=1e-8)
@@ -322,32 +327,27 @@ def ours(key: str) -> str:
     return f"{place}.2.running_{statistic}"
 
 
-def test_full_model_by_parts(golden, double: None) -> None:
-    """Breaks where the whole would only say that something is wrong: maps, predictions, targets."""
-    arrays = golden("soco_full_model")
-    method, _, _ = full_model(arrays)
-    step, total, _ = arrays["schedule"].tolist()
-    method.after_step(int(step) - 1, int(total))
-    views = full_views(arrays)
-    for v, view in enumerate(views):
-        maps = method.student.encoder(view.image)
+def watched(method: SoCo, arrays: Arrays) -> dict[str, Tensor]:
+    """Filled by the next forward with what the file states of its way, keyed by the file's names."""
+    embed, found, view = method.embed, {}, iter(range(3))
+
+    def embed_and_keep(*args: object) -> tuple[Tensor, ...]:
+        p, z, ids = embed(*args)
+        rows = arrays["proj2"].shape[1]
+        kept = (("pred1_12", p[:, :rows]), ("proj2", z))[args[1]] if args[1] < 2 else None
+        if kept is not None:
+            found[kept[0]] = F.normalize(kept[1], dim=-1)
+        return p, z, ids
+
+    def keep_maps(module: nn.Module, args: object, maps: dict[str, Tensor]) -> None:
+        at = next(view)
         for key, prefix in (("backbone_stats", "c"), ("fpn_stats", "p")):
-            stats = torch.stack(
-                [
-                    torch.stack([maps[f"{prefix}{i}"].mean(), spread(maps[f"{prefix}{i}"])])
-                    for i in range(2, 6)
-                ]
-            )
-            torch.testing.assert_close(stats, t(arrays[key][v]), rtol=1e-7, atol=1e-8, msg=f"{key} {v}")
-    p, _, _ = method.embed(views[0], 0)
-    _, z, _ = method.embed(views[1], 1)
-    rows = z.shape[1]
-    for got, key in ((p[:, :rows], "pred1_12"), (z, "proj2")):
-        torch.testing.assert_close(F.normalize(got, dim=-1), t(arrays[key]), rtol=0, atol=1e-6, msg=key)
+            levels = [maps[f"{prefix}{i}"] for i in range(2, 6)]
+            found[f"{key} {at}"] = torch.stack([torch.stack([x.mean(), x.std(correction=0)]) for x in levels])
 
-
-def spread(x: Tensor) -> Tensor:
-    return x.std(correction=0)
+    method.embed = embed_and_keep
+    method.student.encoder.register_forward_hook(keep_maps)
+    return found
 
 
 def test_momentum(golden) -> None:
