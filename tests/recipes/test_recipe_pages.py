@@ -1,0 +1,60 @@
+"""The pages of recipes and methods name all that there is, and nothing that is not."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from boxwise.recipes import pretrain, transfer
+from boxwise.recipes.tables import derived
+
+DOCS = Path(__file__).parents[2] / "docs"
+NAMED = re.compile(r"`([^`\n]+)`")
+SECTIONS = {"InsLoc": "insloc", "SoCo": "soco", "DetCo": "detco", "ReSim": "resim", "SCRL": "scrl"}
+LISTED = {
+    *(f.__name__ for f in (*pretrain.PUBLISHED, *pretrain.OURS, *transfer.PROTOCOLS)),
+    *pretrain.METHODS,
+    *transfer.FAMILIES,
+}
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def test_every_recipe_is_on_its_page() -> None:
+    """Breaks when a recipe is added, renamed or dropped and docs/recipes.md still says what was."""
+    named = set(NAMED.findall(page("recipes.md")))
+    assert named >= LISTED
+    stem = re.compile(r"[a-z0-9_.]+_(?:r50|r101)_[a-z0-9_.]+")
+    assert {name for name in named if stem.fullmatch(name)} <= LISTED | derived().keys()
+
+
+def test_a_short_name_stands_for_the_run_that_the_page_names() -> None:
+    """Breaks when a short name moves on to another run."""
+    told = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|$", page("recipes.md"), re.MULTILINE))
+    assert told == {name: run.__name__ for name, run in pretrain.METHODS.items() if name != run.__name__}
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_every_switch_on_the_page_is_a_setting_at_its_default(title: str) -> None:
+    """Breaks when a setting is renamed, or its default is no longer the one that the page states."""
+    section = page("methods.md").split(f"\n## {title}\n")[1].split("\n## ")[0]
+    lines = re.findall(r"^\| (`.*?`) \| (.*?) \| ", section, re.MULTILINE)
+    assert len(lines) >= 5
+    recipe = pretrain.METHODS[SECTIONS[title]]()
+    for keys, default in lines:
+        values = NAMED.findall(default)
+        for place, key in enumerate(NAMED.findall(keys)):
+            value = recipe
+            for part in key.split("."):
+                value = value[int(part)] if part.isdigit() else getattr(value, part)
+            if values:
+                assert values[min(place, len(values) - 1)] == as_typed(value), key
+
+
+def as_typed(value: object) -> str:
+    """As a flag has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
