@@ -146,6 +146,17 @@ def test_settings_that_move_no_figure_do_not_part_twins(tmp_path: Path) -> None:
     assert "-1.0" in page_of(tmp_path, tmp_path / "a", tmp_path / "b").text
 
 
+@pytest.mark.parametrize(("std", "paired"), [([0.229, 0.224, 0.225], True), ([1.0, 1.0, 1.0], False)])
+def test_twins_see_pixels_alike(tmp_path: Path, std: list[float], paired: bool) -> None:
+    """Breaks if two runs on ImageNet's statistics are told apart, or a gain is claimed across two statistics."""
+    known = {"images": 100, "fingerprint": "f0", "test_images": 300, "mean": [0.485, 0.456, 0.406]}
+    imagenet = known | {"std": [0.229, 0.224, 0.225], "weights": None}
+    make_run(tmp_path / "a", ap=10.0, facts={"data": imagenet})
+    make_run(tmp_path / "b", ap=12.0, facts={"data": known | {"std": std, "weights": "w"}})
+    text = page_of(tmp_path, tmp_path / "a", tmp_path / "b").text
+    assert ("same settings, data and seed" in text) == paired and ("+2.0" in text) == paired
+
+
 def test_seeds_are_summed_up_and_overlap_is_said(tmp_path: Path) -> None:
     """Breaks if arms are mixed up, means are of other runs, or touching ranges are called apart."""
     before, after = [10.0, 11.0, 12.0], [14.0, 15.5, 17.0]
