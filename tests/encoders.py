@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -31,11 +32,11 @@ class TinyBody(nn.Module):
 
 
 class TinyEncoder(Encoder):
-    """c2 to c5 and, with `fpn`, p2 to p5 or those that it names, all of `width` channels."""
+    """c2 to c5 and, with `fpn`, p2 to p5 or those that it names, all of `width` channels; with `c4`, c2 to c4."""
 
-    def __init__(self, width: int = 8, *, fpn: bool | Sequence[str] = False) -> None:
+    def __init__(self, width: int = 8, *, fpn: bool | Sequence[str] = False, c4: bool = False) -> None:
         nn.Module.__init__(self)
-        self.body, self.last = TinyBody(width), None
+        self.body, self.last, self.last_channels = TinyBody(width), None, width
         above = {f"p{n}": 2**n for n in range(2, 6)}
         given = [i for i, name in enumerate(above) if fpn is True or (fpn and name in fpn)]
         self.fpn = None
@@ -44,6 +45,9 @@ class TinyEncoder(Encoder):
         elif fpn:
             self.fpn = PartialPyramid([width] * 4, width, given)
         self.strides = LEVELS | {name: above[name] for i, name in enumerate(above) if i in given}
+        if c4:
+            self.last = nn.Sequential(OrderedDict(stage=self.body.stages.pop(4)))
+            del self.strides["c5"]
         self.channels = dict.fromkeys(self.strides, width)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:

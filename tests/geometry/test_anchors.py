@@ -12,6 +12,7 @@ from boxwise.geometry.anchors import (
     NEAR,
     anchor_grid,
     candidates,
+    near_pairs,
     nearby,
     survivors,
 )
@@ -37,7 +38,7 @@ def noise(count: int, *, seed: int = 1) -> Tensor:
 
 def drawn(boxes: Tensor, draws: Tensor, *, apart: bool) -> list[int]:
     """Which anchor each box got."""
-    got = nearby(boxes, grid(), draws, apart=apart)
+    got = nearby(boxes, grid(), draws, pairs=near_pairs() if apart else None)
     return (got == grid()).all(-1).int().argmax(-1).tolist()
 
 
@@ -81,7 +82,16 @@ def test_a_box_without_candidates_takes_the_nearest_anchors() -> None:
     overlap = iou(sliver[:, 0], grid())
     assert not (overlap > 0.5).any() and found.sum() == 4000
     assert overlap[found].min() >= overlap[~found].max()
-    assert nearby(sliver, grid(), noise(1)).isfinite().all()
+    assert nearby(sliver, grid(), noise(1), pairs=near_pairs()).isfinite().all()
+
+
+def test_near_pairs_are_those_of_all_anchors_compared() -> None:
+    """Breaks when a neighbour at a border or of another kind is missed, or a line is filled up with an anchor."""
+    pairs, every = near_pairs(), grid().double()
+    for anchor in torch.randperm(ANCHORS, generator=torch.Generator().manual_seed(0))[:200].tolist():
+        near = (iou(every[anchor : anchor + 1], every)[0] > NEAR).nonzero()[:, 0].tolist()
+        listed = pairs[anchor][pairs[anchor] < ANCHORS].tolist()
+        assert sorted([*listed, anchor]) == near
 
 
 def test_survivors_are_those_of_the_greedy_loop() -> None:
@@ -90,7 +100,7 @@ def test_survivors_are_those_of_the_greedy_loop() -> None:
     scores = torch.where(candidates(boxes, grid()), draws[:, :-1], -1.0)
     best = scores.topk(MOST)
     chosen, valid = grid()[best.indices], best.values >= 0
-    keep = survivors(chosen, valid, near=NEAR)
+    keep = survivors(best.indices, best.values, near_pairs())
     for row in range(40):
         count = int(valid[row].sum())
         assert valid[row, :count].all()

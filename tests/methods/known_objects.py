@@ -1,4 +1,4 @@
-"""Batches whose views know objects, for the tests of SoCo."""
+"""Batches whose views know objects, for the tests of SoCo and InsLoc."""
 
 from __future__ import annotations
 
@@ -45,3 +45,13 @@ def boxes_in(view: View, count: int, generator: torch.Generator) -> Tensor:
     size = side * (1 + 6 * noise[..., 0, :]) / 8
     start = corner + (side - size) * noise[..., 1, :]
     return torch.cat([start, start + size - 1], dim=-1)
+
+
+def composites(batch: Batch, generator: torch.Generator) -> Batch:
+    """Every view is a canvas of its own, on which an image was pasted."""
+    views = []
+    for view in batch.views:
+        crop = torch.tensor([0.0, 0, view.width, view.height], dtype=view.crop.dtype)
+        view = replace(view, crop=crop.expand(len(view.crop), 4).contiguous())
+        views.append(replace(view, objects=boxes_in(view, 1, generator).round()))
+    return replace(batch, views=tuple(views))

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from known_objects import with_objects
+from known_objects import composites, with_objects
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from boxwise.data.objects import Objects
 from boxwise.geometry.views import Batch, View
-from boxwise.methods import detco, image_level, resim, scrl, soco
+from boxwise.methods import detco, image_level, insloc, resim, scrl, soco
 from boxwise.methods.base import MethodConfig
 from boxwise.nn.ranks import rank, synchronise, world
 from encoders import TinyEncoder
@@ -63,6 +63,7 @@ CASES: dict[
         False,
         [1],
     ),
+    "insloc, no norms": (insloc.Config(**SMALL, queue=20, pool_size=3), True, []),
     "detco, no norms": (detco.Config(**SMALL, queue=20, symmetric_gl=True), False, []),
     "byol": (image_level.BYOLConfig(**SMALL), False, []),
     "simsiam": (image_level.SimSiamConfig(**SMALL), False, []),
@@ -99,6 +100,8 @@ def step(case: str) -> dict[str, Tensor]:
     noise = {name: torch.rand(IMAGES, *shape) for name, shape in config.draws().items()}
     made = tuple(View(*parts) for parts in zip(pixels, crops, flips))
     batch = Batch(made, torch.arange(IMAGES), noise)
+    if case.startswith("insloc"):
+        batch = composites(batch, torch.Generator().manual_seed(1))
     if config.objects is not None:
         batch = with_objects(batch, config.objects, torch.Generator().manual_seed(1), own=True, apart=apart)
     synchronise(method)

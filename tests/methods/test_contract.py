@@ -10,12 +10,12 @@ from contextlib import nullcontext
 import box_simclr
 import pytest
 import torch
-from known_objects import with_objects
+from known_objects import composites, with_objects
 from torch import Tensor
 
 from boxwise.data.objects import Objects
 from boxwise.geometry.views import Batch, View
-from boxwise.methods import detco, image_level, resim, scrl, soco
+from boxwise.methods import detco, image_level, insloc, resim, scrl, soco
 from boxwise.methods.base import Method, MethodConfig
 from boxwise.nn.queue import Queue
 from boxwise.nn.teacher import Teacher
@@ -49,6 +49,13 @@ METHODS: dict[str, tuple[MethodConfig, bool | tuple[str, ...]]] = {  # settings,
             aligned=True,
         ),
         True,
+    ),
+    "insloc": (insloc.Config(**SMALL, queue=20), True),
+    "insloc, every level": (insloc.Config(**SMALL, queue=20, augmented=(True,) * 4, apart=False), True),
+    "insloc, whole views": (insloc.Config(**SMALL, queue=20, augmented=(False,) * 4), True),
+    "insloc, res5": (
+        insloc.Config(**SMALL, queue=20, levels=("c4",), augmented=(True,), pool_size=14),
+        False,
     ),
     "soco": (soco.Config(**SMALL, objects=Objects(count=3), limits=(10, 20, 36)), True),
     "soco, own crops": (soco.Config(**SMALL, objects=Objects(count=3), limits=(10, 20, 36)), True),
@@ -88,7 +95,7 @@ def build(name: str) -> Method:
     """Student and teacher differ, as they do after some training."""
     torch.manual_seed(0)
     config, fpn = METHODS[name]
-    method = config.build(TinyEncoder(fpn=fpn))
+    method = config.build(TinyEncoder(fpn=fpn, c4=name.endswith("res5")))
     with torch.no_grad():
         for parameter in method.student.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -109,6 +116,8 @@ def a_batch(name: str, images: int = 8, *, disjoint: bool = False, seed: int = 0
     noise = {key: torch.rand(images, *shape, generator=generator) for key, shape in draws.items()}
     views = tuple(View(*parts) for parts in zip(pixels, crops, flips))
     batch = Batch(views, torch.arange(images), noise)
+    if name.startswith("insloc") and "whole" not in name:
+        return composites(batch, generator)
     if (objects := METHODS[name][0].objects) is None:
         return batch
     apart = range(images) if disjoint else ()
@@ -203,7 +212,9 @@ def test_views_that_share_nothing_give_a_finite_loss(name: str) -> None:
     out["loss"].backward()
     grads = [p.grad for p in method.parameters() if p.requires_grad]
     assert out["loss"].isfinite() and all(g is not None and g.isfinite().all() for g in grads)
-    if method.pairs(batch):
+    if method.pairs(batch) and not name.startswith(
+        "insloc"
+    ):  # whose views show one image, wherever it was cut
         assert all(out[key] == 0 for key in out if key not in ("image", "loss"))
         assert "image" in out or all((g == 0).all() for g in grads)
         assert method.watched.keep is not None and not method.watched.keep.any()
@@ -301,6 +312,7 @@ def test_trap_19_when_and_how_far_teachers_move() -> None:
     """Breaks when a method takes another's schedule, or counts steps from 1."""
     follows_the_schedule("mocov2", lambda k: 0.999)
     follows_the_schedule("byol", lambda k: 1 - 0.01 * (1 + math.cos(math.pi * k / 10)) / 2)
+    follows_the_schedule("insloc", lambda k: 0.999)
     follows_the_schedule("detco", lambda k: 0.999)
     follows_the_schedule("resim", lambda k: 0.999)
     follows_the_schedule("scrl", lambda k: 1 - 0.03 * (1 + math.cos(math.pi * k / 10)) / 2)

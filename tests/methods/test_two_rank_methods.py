@@ -1,7 +1,7 @@
 """Two processes under DDP (gloo) against one with the joint batch, in float64.
 
-MoCo-v2 is exempt, and ReSim and DetCo are held to it without norms: their BatchNorm is each rank's own by design,
-and their keys are shuffled over other groups.
+MoCo-v2 is exempt, and InsLoc, ReSim and DetCo are held to it without norms: their BatchNorm is each rank's own by
+design, and their keys are shuffled over other groups.
 """
 
 from __future__ import annotations

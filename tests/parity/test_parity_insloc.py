@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from boxwise.data.paste import fitted_size, rooms
-from boxwise.geometry.anchors import NEAR, anchor_grid, candidates, survivors
+from boxwise.geometry.anchors import anchor_grid, candidates, near_pairs, survivors
 from boxwise.geometry.boxes import iou
 from boxwise.geometry.views import View
 from boxwise.methods.insloc import compare, push
@@ -51,15 +51,12 @@ def test_trap_03_candidates_are_the_official_ones(golden) -> None:
 
 def test_suppression_keeps_the_official_survivors(golden) -> None:
     """Breaks when NEAR, the order by score or the comparison with the kept ones is another."""
-    a = golden("insloc_anchors")
-    grid = anchor_grid() * SIDE
+    a, pairs = golden("insloc_anchors"), near_pairs()
     lists = per_box(a["candidate_index"], a["candidate_count"])[: len(a["nms_keep_count"])]
     scores = per_box(a["nms_scores"], np.array([len(x) for x in lists]))
     for index, score, want in zip(lists, scores, per_box(a["nms_keep"], a["nms_keep_count"]), strict=True):
-        order = tensor(score).argsort(descending=True)
-        boxes = grid[tensor(index).long()[order]][None]
-        keep = survivors(boxes, torch.ones(1, len(order), dtype=torch.bool), near=NEAR)[0]
-        assert order[keep].sort().values.tolist() == want.tolist()
+        keep = survivors(tensor(index).long()[None], tensor(score)[None], pairs)[0]
+        assert keep.nonzero()[:, 0].tolist() == want.tolist()
 
 
 def per_box(rows: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:

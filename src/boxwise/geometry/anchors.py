@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from boxwise.geometry.boxes import iou
@@ -23,6 +23,7 @@ ROUNDS = 12
 """Rounds of `survivors`. Of thousands of boxes, none needed more than 5."""
 
 Grid = Float[Tensor, "A 4"]
+Pairs = Int[Tensor, "A W"]
 
 
 def anchor_grid() -> Grid:
@@ -40,52 +41,80 @@ def anchor_grid() -> Grid:
     return boxes.to(torch.get_default_dtype())
 
 
-def nearby(boxes: Boxes, grid: Grid, noise: Float[Tensor, "B _N"], *, apart: bool = True) -> Boxes:
+def near_pairs() -> Pairs:
+    """For each anchor, the others of more than `NEAR` IoU with it; lines are filled up with `ANCHORS`, which is none.
+
+    What lies how near depends on kinds and distances alone, so one cell is compared with all around it.
+    """
+    with torch.device("cpu"):  # counted, whatever device a network is built on
+        kinds, far = len(SCALES) * len(RATIOS), torch.arange(1 - GRID, GRID)
+        one = anchor_grid().double()[:kinds]
+        y, x = torch.meshgrid(far, far, indexing="ij")
+        away = torch.stack([x, y, x, y], dim=-1).view(-1, 1, 4)
+        overlap = iou(one, (one + away / GRID).flatten(0, 1)).view(kinds, -1, kinds)
+        mine, cell, theirs = ((overlap > NEAR) & (overlap < 1 - 1e-9)).nonzero().unbind(1)
+        dy, dx = y.flatten()[cell], x.flatten()[cell]
+        place = torch.arange(GRID)
+        rows, columns = place[:, None, None] + dy, place[None, :, None] + dx  # of each neighbour of each cell
+        there = (rows * GRID + columns) * kinds + theirs
+        inside = (rows >= 0) & (rows < GRID) & (columns >= 0) & (columns < GRID)
+        there = torch.where(inside, there, ANCHORS).view(GRID**2, -1)
+        widest = int(mine.bincount().max())
+        pairs = torch.full((GRID**2, kinds, widest), ANCHORS)
+        for kind in range(kinds):
+            of_kind = there[:, mine == kind]
+            pairs[:, kind, : of_kind.shape[1]] = of_kind
+        return pairs.flatten(0, 1)
+
+
+def nearby(boxes: Boxes, grid: Grid, noise: Float[Tensor, "B _N"], *, pairs: Pairs | None) -> Boxes:
     """One anchor in the place of the one box of each image: drawn from those of more than `OVERLAP` IoU with it.
 
     `grid` in pixels of the same view; `noise` holds a uniform number for each anchor, its score, and one more for
-    the draw. With `apart`, only candidates are drawn from that no candidate of higher score comes nearer than
+    the draw. With `pairs`, only candidates are drawn from that no candidate of higher score comes nearer than
     `NEAR`, so that dense clusters of anchors do not outweigh the rest. A box without candidates draws from the
     `FALLBACK` anchors of highest IoU, and then from the best `MOST` of them by score.
     """
     scores, pick = noise[:, :-1], noise[:, -1:]
-    scores = torch.where(candidates(boxes, grid), scores, -1)
-    best = scores.topk(min(MOST, len(grid)) if apart else 1, dim=-1)
-    chosen = grid[best.indices]  # (B, K, 4)
-    keep = survivors(chosen, best.values >= 0, near=NEAR)
-    wanted = (pick * keep.sum(-1, keepdim=True)).floor()
-    place = (keep & (keep.cumsum(-1) == wanted + 1)).int().argmax(-1)
-    return chosen.gather(1, place[:, None, None].expand(-1, 1, 4))
+    best = torch.where(candidates(boxes, grid), scores, -1).topk(1 if pairs is None else MOST, dim=-1)
+    index, place = best.indices, best.indices.new_zeros(len(boxes), 1)
+    if pairs is not None:
+        falling = torch.arange(MOST, 0, -1, device=noise.device, dtype=noise.dtype)  # no two alike
+        keep = survivors(index, torch.where(best.values >= 0, falling, -1), pairs)
+        wanted = (pick * keep.sum(-1, keepdim=True)).floor()
+        place = (keep & (keep.cumsum(-1) == wanted + 1)).int().argmax(-1, keepdim=True)
+    return grid[index.gather(1, place)]
 
 
 def candidates(boxes: Boxes, grid: Grid) -> Bool[Tensor, "B A"]:
     """Anchors that overlap their image's one box by more than `OVERLAP`; where none does, the `FALLBACK` nearest."""
     overlap = iou(boxes, grid.expand(len(boxes), -1, -1))[:, 0]
-    hit = overlap > OVERLAP
-    nearest = overlap.topk(min(FALLBACK, len(grid)), dim=-1).indices
-    spare = torch.zeros_like(hit).scatter(1, nearest, True)
+    hit, others = overlap > OVERLAP, max(0, len(grid) - FALLBACK)
+    farthest = overlap.topk(others, dim=-1, largest=False, sorted=False).indices
+    spare = torch.ones_like(hit).scatter(1, farthest, False)
     return torch.where(hit.any(-1, keepdim=True), hit, spare)
 
 
-def survivors(
-    boxes: Float[Tensor, "B K 4"], valid: Bool[Tensor, "B K"], *, near: float
-) -> Bool[Tensor, "B K"]:
-    """Non-maximum suppression of boxes in the order of falling scores.
+def survivors(index: Int[Tensor, "B K"], scores: Float[Tensor, "B K"], pairs: Pairs) -> Bool[Tensor, "B K"]:
+    """Non-maximum suppression of anchors of different scores, of which those below 0 are padding.
 
-    for k in order:
-        keep[k] = valid[k] and all(iou(boxes[k], boxes[j]) <= near for j in order before k if keep[j])
+    for k in the order of falling scores:
+        keep[k] = scores[k] >= 0 and not any(keep[j] for j that are near k)
 
-    Round by round, all boxes at once: what has no open box of higher score near it is kept, what is near to that
-    goes.
+    Round by round, all anchors at once: what has a higher score than all open anchors near it is kept, what is near
+    to that goes.
     """
-    higher = torch.tril(iou(boxes, boxes) > near, diagonal=-1).to(boxes.dtype)
-    keep, open_ = torch.zeros_like(valid), valid
+    near = pairs[index].flatten(1)  # (B, K*W)
+
+    def around(values: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+        """The highest value of the anchors near each."""
+        everywhere = values.new_full((len(values), ANCHORS + 1), -1).scatter(1, index, values)
+        return everywhere.gather(1, near).view(*index.shape, -1).amax(-1)
+
+    keep, open_ = torch.zeros_like(index, dtype=torch.bool), scores
     for _ in range(ROUNDS):
-        new = open_ & ~_any(higher, open_)
+        new = (open_ >= 0) & (open_ > around(open_))
         keep = keep | new
-        open_ = open_ & ~new & ~_any(higher, new)
+        gone = new | (around(torch.where(new, 1.0, -1.0).to(scores.dtype)) > 0)
+        open_ = torch.where(gone, -1, open_)
     return keep
-
-
-def _any(matrix: Float[Tensor, "B K K"], rows: Bool[Tensor, "B K"]) -> Bool[Tensor, "B K"]:
-    return (matrix @ rows[..., None].to(matrix.dtype))[..., 0] > 0

@@ -19,12 +19,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from boxwise.config import settings
 from boxwise.data.cut import ViewSpec
-from boxwise.geometry.anchors import ANCHORS, anchor_grid, nearby
+from boxwise.geometry.anchors import ANCHORS, anchor_grid, near_pairs, nearby
 from boxwise.geometry.regions import Regions
 from boxwise.geometry.views import Batch, View
 from boxwise.methods.base import Method, MethodConfig, Pair, require_levels
@@ -91,6 +91,7 @@ class Config(MethodConfig):
 class InsLoc(Method):
     sync_norm = False  # queries keep to their own rank, keys are shuffled
     grid: Float[Tensor, "A 4"]
+    near: Int[Tensor, "A W"]
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__()
@@ -100,6 +101,7 @@ class InsLoc(Method):
         queues = {level: Queue(config.queue, config.width) for level in config.levels}
         self.queues = nn.ModuleDict(queues)
         self.register_buffer("grid", anchor_grid(), persistent=False)
+        self.register_buffer("near", near_pairs(), persistent=False)
 
     def losses(self, batch: Batch) -> dict[str, Scalar]:
         one, two = batch.views
@@ -135,7 +137,7 @@ class InsLoc(Method):
         true = moved = pasted(view)
         if any(c.augmented):
             grid = self.grid.to(true.dtype) * view.width
-            moved = nearby(true, grid, batch.draws["anchors"], apart=c.apart)
+            moved = nearby(true, grid, batch.draws["anchors"], pairs=self.near if c.apart else None)
         return {
             level: moved if augmented else true
             for level, augmented in zip(c.levels, c.augmented, strict=True)
