@@ -3,7 +3,7 @@
     python benchmarks/proposals.py [FOLDER] [--photos 24] [--rounds 3] [--out]
 
 Both arms take the same photos as floats in [0, 1], in turns within each round, and both use scikit-image's
-segmentation; ours is checked to give the same boxes. What counts is the processor time of this process, so that other
+segmentation and the allocator settings of our workers; ours is checked to give the same boxes. What counts is the processor time of this process, so that other
 jobs on the machine disturb less; a figure is the median over photos of the least over rounds.
 """
 
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from boxwise.data import selective_search as ours
+from boxwise.data.proposal_pool import keep_heap
 from boxwise.data.propose import fitting
 
 HERE = Path(__file__).parent
@@ -127,6 +128,7 @@ def main() -> None:
         "--out", nargs="?", type=Path, const=HERE / "results", help="a folder for the dated result"
     )
     given = parser.parse_args()
+    keep_heap()
     warnings.simplefilter("ignore")  # scikit-image's, on every photo of the package's arm
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     pictures = []

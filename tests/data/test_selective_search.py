@@ -98,6 +98,26 @@ def test_boxes_equal_those_of_the_package(name: str) -> None:
     assert selective_search(unit).tolist() == [list(map(int, one["rect"])) for one in wanted]
 
 
+@pytest.mark.parametrize("name", PICTURES)
+def test_bytes_give_the_boxes_of_the_package_with_its_texture_range_mended(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks when SoCo's variant, the package on bytes with LBP codes counted in [0, 255], is not what is run."""
+    package = pytest.importorskip("selectivesearch.selectivesearch")
+
+    def all_codes(values: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.histogram(values[:, c], 10, (0.0, 255.0))[0] for c in range(3)]) / len(
+            values
+        )
+
+    monkeypatch.setattr(package, "_calc_texture_hist", all_codes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, wanted = package.selective_search(PICTURES[name], scale=300, sigma=0.9, min_size=100)
+    found = selective_search(PICTURES[name], values="bytes")
+    assert found.tolist() == [list(map(int, one["rect"])) for one in wanted]
+
+
 @pytest.mark.parametrize("levels", [2, 4, 9, 256])
 def test_the_two_codes_are_found_to_the_last_bit(levels: int) -> None:
     """Breaks when a diagonal is blended in another order: with few levels, many blends equal their pixel."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from boxwise.data.workers import begin_helper
 
 ALONE = 16
 """Fewer images are not worth other processes."""
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+"""What glibc's malloc.h calls them."""
 CHUNK, AHEAD = 4, 4
 """Images handed to a process at once, and such chunks per process that wait."""
 
@@ -64,6 +67,15 @@ def _pool(images: Files, generator: Generator, workers: int) -> Iterator[Process
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def keep_heap() -> None:
+    """Lets glibc reuse the memory of one image's arrays for the next one's, which by default it maps and clears anew
+    for each: a tenth of the segmentation's time. Elsewhere nothing happens."""
+    with suppress(OSError, AttributeError, TypeError):
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(M_MMAP_THRESHOLD, 2**25)
+        allocator.mallopt(M_TRIM_THRESHOLD, 2**28)
+
+
 _work: tuple[Files, Generator] | None = None
 """What a process of the pool works on: sent once, not with every chunk."""
 
@@ -71,6 +83,7 @@ _work: tuple[Files, Generator] | None = None
 def _begin(images: Files, generator: Generator) -> None:
     global _work
     begin_helper()
+    keep_heap()
     _work = (images, generator)
 
 
