@@ -3,8 +3,9 @@
     python benchmarks/proposals.py [FOLDER] [--photos 24] [--rounds 3] [--out]
 
 Both arms take the same photos as floats in [0, 1], in turns within each round, and both use scikit-image's
-segmentation and the allocator settings of our workers; ours is checked to give the same boxes. What counts is the processor time of this process, so that other
-jobs on the machine disturb less; a figure is the median over photos of the least over rounds.
+segmentation and the allocator settings of our workers; ours is checked to give the same boxes. What counts is the
+processor time of this process, so that other jobs on the machine disturb less; a figure is the median over photos of
+the least over rounds.
 """
 
 from __future__ import annotations
