@@ -8,6 +8,7 @@ import torch
 from boxwise.config import Run
 from boxwise.nn.encoder import build_encoder
 from boxwise.recipes import pretrain, transfer
+from boxwise.recipes.insloc import insloc_r50_fpn_200ep
 from boxwise.run.find import pretrain_recipe, saved
 from boxwise.run.fit import as_started, fitted, fitted_transfer, given_keys, on_ranks, rate
 from boxwise.run.memory import blank_batch, fixed, free_memory, kept_per_image, largest_batch
@@ -19,6 +20,16 @@ def test_a_small_folder_gets_a_batch_a_warm_up_and_a_queue_that_fit() -> None:
     assert recipe.run.batch_size == 64 and recipe.method.queue == 448 <= 500
     assert recipe.method.queue % 64 == 0 and len(why) == 2
     assert rate(recipe) == 0.03 * 64 / 256
+
+
+def test_a_batch_of_composites_has_backgrounds_for_each() -> None:
+    """Breaks when a small folder, or one of several parts, gets fewer images at a time than pasting needs."""
+    recipe, _ = fitted(insloc_r50_fpn_200ep(), images=12, room=100, on_cpu=True, given=())
+    assert recipe.run.batch_size == 4 and recipe.method.queue == 4
+    split = insloc_r50_fpn_200ep().changed({"accumulate": 2})
+    assert fitted(split, images=12, room=100, on_cpu=True, given=())[0].run.batch_size == 8
+    with pytest.raises(SettingsError, match=r"run.batch_size: each image is pasted .* at least 6"):
+        insloc_r50_fpn_200ep().changed({"accumulate": 2, "batch_size": 4})
 
 
 def test_memory_bounds_the_batch() -> None:

@@ -12,6 +12,7 @@ from pydantic import Field
 from boxwise.config import LARS, SGD, AdamW, Data, Run, Schedule
 from boxwise.data.cut import ViewSpec
 from boxwise.data.order import whole_batches
+from boxwise.data.paste import fewest
 from boxwise.methods import detco, image_level, insloc, resim, scrl, soco
 from boxwise.methods.base import MethodConfig
 from boxwise.nn.encoder import RESNETS, EncoderConfig
@@ -201,6 +202,10 @@ class Recipe(Configuration):
                 earlier = getattr(view.crop, key)
                 if earlier is not None and not 0 <= earlier < i:
                     yield f"views.{i}.crop.{key}: {earlier} is not an earlier view"
+        parts = self.run.devices * self.run.nodes * self.run.accumulate
+        if parts > 0 and self.run.batch_size // parts < fewest(self.views):
+            need = fewest(self.views) * parts
+            yield f"run.batch_size: each image is pasted on others of its part of a step; set at least {need}"
         yield from self.method.conflicts(self.views, self.encoder)
 
 

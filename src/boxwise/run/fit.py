@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from boxwise.data.paste import fewest
 from boxwise.engine.device import processes
 from boxwise.recipes.recipe import Configuration, Recipe, TransferRecipe
 from boxwise.strict import load_yaml, plain
@@ -41,7 +42,8 @@ def fitted(
     parts = run.devices * run.nodes * run.accumulate
     if "run.batch_size" not in given:
         fits = min(room, CPU_BATCH) if on_cpu else room
-        batch = _round(min(run.batch_size, fits * parts, max(images // 4, 2)), parts)
+        least = max(2, 1 << (fewest(recipe.views) - 1).bit_length())
+        batch = _round(min(run.batch_size, fits * parts, max(images // 4, least)), parts, least)
         if batch != run.batch_size:
             changes["run.batch_size"] = batch
             why.append(f"batch size {run.batch_size} -> {batch} (fits {images} images and this device)")
@@ -120,7 +122,7 @@ def _short_warmup(recipe: C, images: int, given: Collection[str], why: list[str]
     return recipe.changed({"schedule.warmup_epochs": 0.0, "schedule.warmup_steps": shorter})
 
 
-def _round(batch: int, parts: int) -> int:
-    """Down to a power of two, or to what the parts divide."""
+def _round(batch: int, parts: int, least: int) -> int:
+    """Down to a power of two, or to what the parts divide, with at least `least` images in each part."""
     power = 1 << max(1, batch.bit_length() - 1)
-    return max(2 * parts, power // parts * parts)
+    return max(least * parts, power // parts * parts)

@@ -17,6 +17,7 @@ from torchvision.utils import draw_bounding_boxes
 
 from boxwise.data.loader import feed
 from boxwise.data.objects import Proposer
+from boxwise.data.paste import fewest
 from boxwise.data.sources import Images, open_images
 from boxwise.data.targets import Labelled
 from boxwise.geometry.views import Batch
@@ -58,11 +59,12 @@ def picture(
     recipe: Recipe, method: Method, images: Images, *, count: int, proposals: Proposer | None = None
 ) -> Tensor:
     """The first `count` images of the first epoch: one row an image, one column a view. uint8 (3, H, W)."""
+    read = max(count, fewest(recipe.views))  # some may be wanted as backgrounds
     loads = feed(
         images,
         recipe.views,
         recipe.method.draws(),
-        batch_size=count,
+        batch_size=read,
         accumulate=1,
         seed=recipe.run.seed,
         start=0,
@@ -74,7 +76,8 @@ def picture(
         proposals=proposals,
     )
     batch = next(iter(loads)).ready(torch.device("cpu"))
-    return sheet(replace(batch, views=method.seen(batch)), method.pairs(batch), recipe)
+    rows = sheet(replace(batch, views=method.seen(batch)), method.pairs(batch), recipe)
+    return rows[:, : rows.shape[1] // read * count]
 
 
 def sheet(batch: Batch, pairs: Sequence[Pair], recipe: Recipe) -> Tensor:
