@@ -39,7 +39,7 @@ from boxwise.run.pretrain import build
 
 HERE = Path(__file__).parent
 PARTS = ("regions", "fpn", "pooling", "heads", "loss", "optimiser", "teacher")
-OBJECTIVES = ("cosine_distance", "info_nce", "negative_cosine")
+OBJECTIVES = ("cosine_distance", "info_nce", "matched_cosine", "negative_cosine")
 Work = Callable[[], object]
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -172,7 +172,7 @@ def works(recipe: Recipe, device: torch.device) -> dict[str, Work]:
     return {
         "step": step,
         "bare": heard.again("bare", autocast, gradient_from=last),
-        "regions": lambda: method.regions(batch),
+        "regions": lambda: method.pairs(batch),
         **parts,
         "optimiser": lambda: descent.step_if(ok),
         "teacher": lambda: method.after_step(0, 10**9, ok=ok),
@@ -184,7 +184,10 @@ def ready(recipe: Recipe, device: torch.device) -> tuple[Method, Batch]:
     method = build(recipe).to(device)
     if recipe.run.channels_last:
         method.to(memory_format=torch.channels_last)
-    batch = blank_batch(recipe.views, recipe.method.draws(), count=recipe.run.batch_size).to(device)
+    batch = blank_batch(
+        recipe.views, recipe.method.draws(), count=recipe.run.batch_size, objects=recipe.method.objects
+    )
+    batch = batch.to(device)
     for view in batch.views:
         view.image.data = view.image.contiguous(memory_format=torch.channels_last)
     return method, batch

@@ -13,12 +13,13 @@ from tiny import settings
 from boxwise.recipes.pretrain import METHODS
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "step.py"
-BODIES = {  # (images, gradient wanted) of each pass through a backbone, for 4 images in two views
+BODIES = {  # (images, gradient wanted) of each pass through a backbone, for 4 images
     "scrl": [(8, True), (8, False)],
     "scrl_fpn": [(8, True), (8, False)],
     "mocov2": [(4, True), (4, False)],
     "byol": [(4, True), (4, True), (4, False), (4, False)],
     "simsiam": [(4, True), (4, True)],
+    "soco": [(4, True)] * 3 + [(4, False)] * 3,
 }
 
 
@@ -42,7 +43,7 @@ def test_bare_is_the_methods_own_passes(name: str, bench: ModuleType) -> None:
     passes = [(len(args[0]), wanted) for _, args, _, wanted in heard.calls["bare"]]
     assert sum(n for n, wanted in passes if not wanted) == sum(n for n, w in BODIES[name] if not w)
     assert [p for p in passes if p[1]] == [p for p in BODIES[name] if p[1]]
-    assert ("fpn" in heard.calls) == (name == "scrl_fpn") and heard.calls["loss"]
+    assert ("fpn" in heard.calls) == bool(recipe.encoder.fpn) and heard.calls["loss"]
     before = len(heard.calls["loss"])
     method(batch)
     assert len(heard.calls["loss"]) == before, "the method's own objective is back"
