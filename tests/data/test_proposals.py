@@ -95,7 +95,10 @@ def test_missing_images_are_named(tmp_path: Path, images: Files) -> None:
     """Breaks when training starts with images that nobody proposed boxes for."""
     out = written(tmp_path, images)
     photo(tmp_path / "photos" / "new.png")
-    with pytest.raises(ValueError, match=r"no proposals for 1 of 4 images \(new.png\); make it again"):
+    with pytest.raises(
+        ValueError,
+        match=r"no proposals for 1 of 4 images \(new.png\); bring it up to date with boxwise proposals --overwrite",
+    ):
         Proposals.open(out, open_images(tmp_path / "photos"))
     with pytest.raises(ValueError, match=r"3 of 3 images .*such as a.png: was it made for another folder"):
         Proposals.open(out, elsewhere(tmp_path))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boxwise.data.names import Names
-from boxwise.data.proposals import Stamp, write_header
+from boxwise.data.proposals import Stamp, Table, write_header
 from boxwise.data.sources import Files
 
 HEAD = 8
@@ -148,6 +148,15 @@ def join(parts: Parts, images: Files, file: IO[bytes], generator: dict[str, Any]
         rects = parts.made(place).rects
         file.write(np.concatenate([rects[:, :2], rects[:, :2] + rects[:, 2:]], axis=1).astype(kind).tobytes())
     file.write(text.tobytes())
+
+
+def kept(table: Table, row: int) -> Made:
+    """A row of a finished file as a record."""
+    boxes = np.asarray(table.boxes[table.first[row] : table.first[row + 1]], dtype=np.int64)
+    stamp, (width, height) = Stamp(int(table.length[row]), int(table.digest[row])), table.pixels[row].tolist()
+    rects = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    name = table.names[row]
+    return Made(name, stamp, width, height, rects, table.bad.get(name, ""))
 
 
 def _packed(made: Made) -> bytes:

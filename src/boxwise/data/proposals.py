@@ -41,6 +41,7 @@ EDGE = 4096
 SAMPLE = 64
 """Images whose digests are compared when a file is opened, spread over the set; `check` compares all."""
 SHOWN = 3
+AGAIN = "; bring it up to date with boxwise proposals --overwrite, which keeps the boxes of all other images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +222,7 @@ def _refuse_missing(path: Path, table: Table, images: Files, rows: NDArray[np.in
     )
     raise ValueError(
         f"{path}: no proposals for {len(lacking)} of {len(images)} images ({names}{more})"
-        f"{root if len(lacking) == len(images) else '; make it again with boxwise proposals'}"
+        f"{root if len(lacking) == len(images) else AGAIN}"
     )
 
 
@@ -230,6 +231,5 @@ def _refuse_changed(path: Path, images: Files, changed: Sequence[int]) -> None:
         names = ", ".join(images.name(i) for i in changed[:SHOWN])
         more = ", ..." if len(changed) > SHOWN else ""
         raise ValueError(
-            f"{path}: {len(changed)} images have changed since their boxes were made ({names}{more}); "
-            "make it again with boxwise proposals"
+            f"{path}: {len(changed)} images have changed since their boxes were made ({names}{more}){AGAIN}"
         )

@@ -8,11 +8,12 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from boxwise.data.coco_files import coco_split, is_coco_root
-from boxwise.data.proposal_parts import Part, Parts, join
+from boxwise.data.proposal_parts import Part, Parts, join, kept
 from boxwise.data.proposal_pool import made_of
 from boxwise.data.proposals import Proposals, Table
 from boxwise.data.propose import (
@@ -94,11 +95,12 @@ def make(
     images: Files, out: Path, generator: Generator, *, workers: int | None = None, overwrite: bool = False
 ) -> Path:
     """`proposals` for images that are open already."""
-    if _holds(out, images, generator):
+    if not overwrite and _holds(out, images, generator):
         return out
     if out.exists() and not overwrite:
         raise ValueError(
-            f"{out}: is there, of other images or made otherwise; pass --overwrite to replace it"
+            f"{out}: is there, of other images or made otherwise; pass --overwrite to replace it (boxes of images "
+            "that have not changed are kept, if they were made in the same way)"
         )
     rank, world, neighbours = place()
     parts = Parts(_parts_folder(out, generator))
@@ -108,7 +110,8 @@ def make(
         return out
     lock = Lock(parts.folder) if rank == 0 else None
     try:
-        _make_part(images, parts, generator, rank, world, _workers(workers, neighbours))
+        earlier = _table(out, generator)
+        _make_part(images, parts, generator, earlier, rank, world, _workers(workers, neighbours))
         if world > 1:
             _await(out, images, parts, generator, rank)
         if rank == 0:
@@ -134,13 +137,17 @@ def _labels(data: Path, boxes: Path | None) -> CocoBoxes:
 
 def _holds(out: Path, images: Files, generator: Generator) -> bool:
     """Whether `out` is what `make` would make."""
-    if not out.exists():
-        return False
+    table = _table(out, generator)
+    return table is not None and table.fingerprint == images.fingerprint()
+
+
+def _table(out: Path, generator: Generator) -> Table | None:
+    """What is in `out`, if it was made with these settings."""
     try:
         table = Table(out)
-    except ValueError:
-        return False
-    return table.generator == _settings(generator) and table.fingerprint == images.fingerprint()
+    except ValueError:  # none, or of another kind
+        return None
+    return table if table.generator == _settings(generator) else None
 
 
 def _settings(generator: Generator) -> dict[str, Any]:
@@ -162,15 +169,23 @@ def _workers(asked: int | None, neighbours: int) -> int:
 
 
 def _make_part(
-    images: Files, parts: Parts, generator: Generator, rank: int, world: int, workers: int
+    images: Files,
+    parts: Parts,
+    generator: Generator,
+    earlier: Table | None,
+    rank: int,
+    world: int,
+    workers: int,
 ) -> None:
-    """The boxes of every `world`-th image that nobody has made before."""
+    """The boxes of every `world`-th image that nobody has made before, now or in an earlier file."""
     parts.refresh()
     mine = range(rank, len(images), world)
+    part = Part(parts.folder / f"{rank}.part")
     todo = [i for i in mine if not parts.done(images, i)]
+    if earlier is not None:
+        todo = _not_kept(earlier, images, todo, part)
     if len(todo) < len(mine) and rank == 0:
         print(f"going on: {len(mine) - len(todo)} of {len(mine)} images are done", file=sys.stderr)
-    part = Part(parts.folder / f"{rank}.part")
     bad, start = 0, len(mine) - len(todo)
     display = ImageDisplay("proposals", start=start, total=len(mine), shown=rank == 0)
     try:
@@ -186,6 +201,18 @@ def _make_part(
         part.close()
     if bad:
         print(f"{bad} images could not be read and have no proposals", file=sys.stderr)
+
+
+def _not_kept(earlier: Table, images: Files, todo: Sequence[int], part: Part) -> list[int]:
+    """Takes over what `earlier` holds of the same files; returns the others."""
+    rows, others = earlier.rows(images), []
+    for index in todo:
+        row = int(rows[index])
+        if row >= 0 and earlier.holds(row, images.path(index)):
+            part.add(kept(earlier, row))
+        else:
+            others.append(index)
+    return others
 
 
 def _await(out: Path, images: Files, parts: Parts, generator: Generator, rank: int) -> None:
