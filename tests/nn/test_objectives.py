@@ -88,3 +88,18 @@ def test_a_sharp_temperature_stays_finite() -> None:
     assert info_nce(query, key, negatives, temperature=1e-3).isfinite()
     same = info_nce(query, query, -query, temperature=1e-3)
     torch.testing.assert_close(same, torch.zeros(()))
+
+
+def test_negatives_that_do_not_count_are_not_there() -> None:
+    """Breaks when they still weigh something, and when a query without any negative gives NaN."""
+    query, key, negatives = embeddings(3, 3, 6)
+    query.requires_grad_()
+    without = torch.zeros(3, 6, dtype=torch.bool)
+    without[0, [1, 4]] = True
+    without[2] = True
+    loss = info_nce(query, key, negatives, temperature=0.2, without=without)
+    few = info_nce(query[:1], key[:1], negatives[[0, 2, 3, 5]], temperature=0.2)
+    whole = info_nce(query[1:2], key[1:2], negatives, temperature=0.2)
+    torch.testing.assert_close(loss, (few + whole) / 3)
+    (grad,) = torch.autograd.grad(loss, query)
+    assert grad.isfinite().all() and (grad[2] == 0).all() and grad[:2].abs().sum() > 0
