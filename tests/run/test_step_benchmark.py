@@ -19,6 +19,8 @@ BODIES = {  # (images, gradient wanted) of each pass through a backbone, for 4 i
     "mocov2": [(4, True), (4, False)],
     "byol": [(4, True), (4, True), (4, False), (4, False)],
     "simsiam": [(4, True), (4, True)],
+    "detco": [(4, True), (36, True), (4, False), (36, False)],
+    "resim": [(4, True), (4, False)],
     "soco": [(4, True)] * 3 + [(4, False)] * 3,
 }
 
