@@ -191,19 +191,22 @@ def merge_all(
         box[i, :2] = np.minimum(box[i, :2], box[j, :2])
         box[i, 2:] = np.maximum(box[i, 2:], box[j, 2:])
         found.append(box[i : i + 1].copy())
-        # A neighbour of both takes the place of the older of its two pairs.
-        older = np.where(
-            (age[i] >= 0) & (age[j] >= 0), np.minimum(age[i], age[j]), np.maximum(age[i], age[j])
-        )
-        older[[i, j]] = -1
-        others = np.flatnonzero(older >= 0)
-        others = others[older[others].argsort()]
+        others = _others(age, i, j)
         alike[[i, j]] = alike[:, [i, j]] = -np.inf
         age[[i, j]] = age[:, [i, j]] = -1
         alike[i, others] = alike[others, i] = similarity(box, size, colour, texture, i, others, area)
         age[i, others] = age[others, i] = np.arange(newest, newest + len(others))
         newest += len(others)
     return np.concatenate(found)
+
+
+def _others(age: Int64[np.ndarray, "S S"], i: int, j: int) -> NDArray[np.int64]:
+    """The neighbours of i or j, in the order of their pairs; one of both has the place of the older pair."""
+    both = (age[i] >= 0) & (age[j] >= 0)
+    older = np.where(both, np.minimum(age[i], age[j]), np.maximum(age[i], age[j]))
+    older[[i, j]] = -1
+    found = np.flatnonzero(older >= 0)
+    return found[older[found].argsort()]
 
 
 def similarity(
