@@ -167,3 +167,16 @@ def test_stopping_at_c4_excludes_a_pyramid() -> None:
     """Breaks when an FPN is built on a level that is not there."""
     with pytest.raises(ValueError, match="c4 and fpn"):
         EncoderConfig(c4=True, fpn=True)
+
+
+@pytest.mark.parametrize(
+    ("start", "variance"), [("lecun", 1 / 512), ("xavier", 2 / 576), ("kaiming", 2 / 64)]
+)
+def test_pyramids_start_as_asked(start: str, variance: float) -> None:
+    """Breaks when one method's FPN starts as another's: SoCo's, InsLoc's and torchvision's differ by twice and more."""
+    torch.manual_seed(0)
+    config = EncoderConfig(backbone="resnet18", fpn=True, fpn_channels=64, fpn_init=start)
+    weight = build_encoder(config).fpn.inner_blocks[3][0].weight  # 512 to 64 channels, 1 by 1
+    assert weight.detach().var() == pytest.approx(variance, rel=0.05)
+    uniform = weight.detach().abs().max() < 2 * variance**0.5
+    assert bool(uniform) == (start != "kaiming")
