@@ -1,17 +1,19 @@
-"""InsLoc against the arrays of its official code. Pools, FPN and head are in test_parity_nn.py."""
+"""InsLoc against the arrays of its official code; test_parity_nn.py has its pools, and gradients of FPN and head."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from test_parity_nn import fill, stage
 from torch import Tensor, nn
 
 from boxwise.data.paste import fitted_size, rooms
 from boxwise.geometry.anchors import anchor_grid, candidates, near_pairs, survivors
 from boxwise.geometry.boxes import iou
 from boxwise.geometry.views import View
-from boxwise.methods.insloc import compare, push
+from boxwise.methods.insloc import Config, compare, push, tap
+from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.queue import Queue
 
 Golden = dict[str, np.ndarray]
@@ -113,3 +115,26 @@ def test_losses_and_queues_over_steps(golden, dtype: torch.dtype) -> None:
                 torch.stack([q.keys for q in queues.values()]), after, rtol=0, atol=1e-6
             )
     assert any(name.startswith("queues_after_") for name in a)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_trap_16_neck_and_head_as_the_method_builds_them(golden, dtype: torch.dtype) -> None:
+    """Breaks when a layer is missing between FPN and embedding, or levels pass the head one by one."""
+    a = golden("insloc_neck_head")
+    encoder = build_encoder(EncoderConfig(backbone="resnet50", fpn=True))
+    assert encoder.fpn is not None
+    made = tap(Config(width=a["out"].shape[1]), encoder)
+    assert made.box_head is not None
+    network = nn.ModuleList([encoder.fpn, made.box_head, made.project])
+    fill(network, a)
+    network.to(dtype)
+    maps = {f"c{i}": stage(a, i).to(dtype) for i in range(2, 6)}
+    image, boxes = tensor(a["boxes"][:, 0]).long(), tensor(a["boxes"][:, None, 1:]).to(dtype)
+    pyramid = {n.replace("c", "p"): x[image] for n, x in encoder.fpn(maps).items()}  # one box each
+    out = made(pyramid, boxes, 4 * a["m2"].shape[-1]).detach().double()
+    limit = (1e-6 if dtype == torch.float64 else 1e-3) * float(np.abs(a["out"]).max())
+    torch.testing.assert_close(out, tensor(a["out"]).double(), rtol=0, atol=limit)
+    unit = nn.functional.normalize(out, dim=-1)
+    torch.testing.assert_close(
+        unit, tensor(a["unit"]).double(), rtol=0, atol=1e-6 if dtype == torch.float64 else 1e-3
+    )

@@ -1,7 +1,9 @@
 """Composites, as InsLoc's: a part of one picture pasted on another picture of the same micro-batch.
 
 Nothing is decoded for a background alone: each picture is squeezed to a canvas while it is at hand, and the parts
-are put on the canvases of others when the last picture of the micro-batch has been read.
+are put on the canvases of others when the last picture of the micro-batch has been read. What lies behind an image
+is therefore a function of its draw and of the company that it is read in: of seed and step, and of how many ranks and
+parts share a step. All resizing is antialiased; the official code's bilinear is not.
 """
 
 from __future__ import annotations
