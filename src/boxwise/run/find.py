@@ -44,7 +44,7 @@ def pretrain_recipe(
     Raises SettingsError for an unknown name (with the nearest) and for settings that cannot be.
     """
     known = {f.__name__: f for f in (*pretraining.PUBLISHED, *pretraining.OURS)}
-    if named not in known and named not in pretraining.METHODS:
+    if ".py:" not in named and named not in {**known, **pretraining.METHODS}:
         known |= {name: partial(_itself, recipe) for name, (_, recipe) in tables.derived().items()}
     return _found(named, pretraining.METHODS, known, Recipe, config, settings)
 
