@@ -114,7 +114,8 @@ over rounds.
 |---|---:|---:|
 {rows}
 
-{equal}With a load above 1 other jobs share caches and memory, which slows every row: then read the rows against one another.
+{equal}With a load above 1 other jobs share caches and memory, which slows every row:
+then read the rows against one another.
 Made by `python benchmarks/proposals.py`.
 """
 
