@@ -16,7 +16,8 @@ from boxwise.data.cut import Crop, ViewSpec
 from boxwise.geometry.regions import Regions
 from boxwise.geometry.views import Batch, View
 from boxwise.methods.base import Pair
-from boxwise.methods.resim import C4, FPN, Config, SimSiamConfig, Windows, means, own_only, touched
+from boxwise.methods.resim import C4, FPN, Config, SimSiamConfig, Windows
+from boxwise.nn.cells import means, own_only, touched
 from boxwise.nn.encoder import EncoderConfig
 from boxwise.nn.ranks import Shuffle
 from boxwise.nn.teacher import Teacher
@@ -280,6 +281,8 @@ def test_what_cannot_be_is_told() -> None:
     assert "p4 needs encoder.fpn: true" in conflicts(Config())[0]
     assert "p3 among encoder.fpn_levels" in conflicts(Config(), fpn=True, fpn_levels=("p4",))[0]
     assert "a view of 48 px is too small; it needs 49" in conflicts(Config(windows=C4), size=48)[0]
+    assert conflicts(Config(), fpn=True) == ["encoder.fpn_levels: nothing would train p2, p5"]
+    assert conflicts(SimSiamConfig(), **partial) == ["encoder.fpn_levels: nothing would train p3, p4"]
     assert "name each level once" in conflicts(Config(windows=C4 * 2))[0]
     assert "name each level once" in conflicts(SimSiamConfig(windows=()))[0]
     with pytest.raises(ValueError, match="nothing would train p2, p5"):

@@ -21,9 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -34,6 +32,7 @@ from boxwise.geometry.views import Batch, View
 from boxwise.geometry.windows import windows
 from boxwise.methods.base import Method, MethodConfig, Pair, require_levels
 from boxwise.nn.branch import Branch, Tap
+from boxwise.nn.cells import KERNEL, means, own_only, touched
 from boxwise.nn.encoder import LEVELS, Encoder, EncoderConfig
 from boxwise.nn.heads import conv_projector, moco_projector, simsiam_predictor, simsiam_projector
 from boxwise.nn.objectives import info_nce, negative_cosine
@@ -45,8 +44,6 @@ from boxwise.nn.row_norm import only_kept
 from boxwise.nn.teacher import Teacher
 from boxwise.shapes import Boxes, Scalar
 
-KERNEL = 3
-"""Cells a side of the means that serve as negatives."""
 Pixels = Annotated[int, Field(gt=0)]
 PoolKind = Literal["precise", "align"]
 Maps = Float[Tensor, "B C h w"]
@@ -266,32 +263,6 @@ def parts(images: int, count: int) -> list[slice]:
     return [slice(start, end) for start, end in pairwise(edges)]
 
 
-def means(key: Maps) -> Float[Tensor, "B N C"]:
-    """The 3 x 3 means of a map, stride 1, without padding, row by row."""
-    exact = torch.promote_types(key.dtype, torch.float32)
-    return F.avg_pool2d(key.to(exact), KERNEL, stride=1).flatten(2).transpose(1, 2)
-
-
-def touched(boxes: Boxes, cells: Sequence[int], view: tuple[int, int]) -> Bool[Tensor, "B R N"]:
-    """Which of `means`' cells share an area with a box, each being 3 x 3 cells of a map of `cells` rows and columns."""
-    along = []
-    for axis in (0, 1):
-        cell = view[axis] / cells[1 - axis]
-        start = torch.arange(cells[1 - axis] - KERNEL + 1, device=boxes.device) * cell
-        low, high = boxes[..., axis, None], boxes[..., axis + 2, None]
-        along.append((start < high) & (start + KERNEL * cell > low))
-    across, down = along
-    return (down[..., :, None] & across[..., None, :]).flatten(2)
-
-
-def own_only(overlap: Bool[Tensor, "B R N"], first: int, images: int) -> Bool[Tensor, "M K"]:
-    """`overlap` among the cells of `images` images, of which the first of this batch is number `first`."""
-    count = len(overlap)
-    whose = torch.arange(images, device=overlap.device)
-    own = whose[None] == first + torch.arange(count, device=overlap.device)[:, None]
-    return (own[:, None, :, None] & overlap[:, :, None, :]).flatten(2).flatten(0, 1)
-
-
 def _pairs(levels: Sequence[Windows], batch: Batch) -> list[Pair]:
     one, two = batch.views
     return [Pair(0, 1, windows(one, two, window=w.size, stride=w.stride)) for w in levels]
@@ -311,6 +282,9 @@ def _unfit(levels: Sequence[Windows], views: tuple[ViewSpec, ...], encoder: Enco
     """What keeps the windows of these levels from being compared."""
     if len({w.level for w in levels}) < max(len(levels), 1):
         yield "method.windows: name each level once, and at least one"
+    read = {w.level for w in levels}
+    if encoder.fpn and (idle := [level for level in encoder.fpn_levels if level not in read]):
+        yield f"encoder.fpn_levels: nothing would train {', '.join(idle)}"
     side = min((view.crop.size for view in views), default=0)
     for i, w in enumerate(levels):
         if w.level.startswith("p") and not (encoder.fpn and w.level in encoder.fpn_levels):
