@@ -21,6 +21,7 @@ BODIES = {  # (images, gradient wanted) of each pass through a backbone, for 4 i
     "simsiam": [(4, True), (4, True)],
     "detco": [(4, True), (36, True), (4, False), (36, False)],
     "resim": [(4, True), (4, False)],
+    "insloc": [(4, True), (4, False)],
     "soco": [(4, True)] * 3 + [(4, False)] * 3,
 }
 
