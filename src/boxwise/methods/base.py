@@ -130,5 +130,6 @@ def require_levels(encoder: Encoder, read: Iterable[str]) -> None:
     if idle := [level for level in encoder.channels if level.startswith("p") and level not in levels]:
         raise ValueError(
             f"encoder.fpn: nothing would train {', '.join(idle)}, since {', '.join(levels)} alone is read; "
-            "leave them out of encoder.fpn_levels, set encoder.fpn: false, or take a method that reads p2 to p5, as scrl_fpn"
+            "leave them out of encoder.fpn_levels, set encoder.fpn: false, or take a method that reads them all, "
+            "as scrl_fpn"
         )
