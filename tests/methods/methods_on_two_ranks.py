@@ -32,6 +32,7 @@ CASES: dict[
     "scrl": (scrl.Config(**SMALL, min_box=16, boxes=3, tries=4), False, [1]),
     "scrl, a rank without boxes": (scrl.Config(**SMALL, min_box=16, boxes=3, tries=4), False, [3, 4, 5]),
     "scrl, no boxes at all": (scrl.Config(**SMALL, min_box=16, boxes=3, tries=4), False, [*range(IMAGES)]),
+    "scrl, whitened": (scrl.Config(**SMALL, min_box=16, boxes=3, tries=4, whitened=True), False, [1]),
     "scrl, fpn": (
         scrl.Config(
             **SMALL,

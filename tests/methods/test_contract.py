@@ -37,6 +37,7 @@ METHODS: dict[str, tuple[MethodConfig, bool | tuple[str, ...]]] = {  # settings,
     "scrl, own target": (scrl.Config(**SMALL, min_box=16, boxes=3, target_init="random"), False),
     "scrl, any overlap": (scrl.Config(**SMALL, min_box=16, boxes=3, max_iou=None, pool_size=3), False),
     "scrl, unmatched": (scrl.Config(**SMALL, min_box=16, boxes=3, matched=False), False),
+    "scrl, whitened": (scrl.Config(**SMALL, min_box=16, boxes=8, whitened=True), False),
     "scrl, fpn": (
         scrl.Config(
             **SMALL,

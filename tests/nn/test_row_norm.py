@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boxwise.nn.row_norm import RowNorm, only_kept
+from boxwise.nn.row_norm import RowNorm, only_kept, whitened
 
 KEEP = torch.tensor([True, False, True, True, False, True, True])
 
@@ -93,3 +93,25 @@ def test_rows_are_forgotten_after_use_and_after_errors() -> None:
     with pytest.raises(KeyError), only_kept(KEEP, mine):
         raise KeyError
     torch.testing.assert_close(mine(rows()), theirs(rows()))
+
+
+def test_whitened_rows_are_uncorrelated_and_padding_has_no_say() -> None:
+    """Breaks when columns stay correlated, or when padding moves mean or covariance."""
+    generator = torch.Generator().manual_seed(0)
+    mixed = 3 + torch.randn(60, 4, generator=generator) @ torch.randn(4, 4, generator=generator)
+    keep = torch.arange(60) % 3 > 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # which would round the covariance
+        out = whitened(mixed, keep, ridge=0.0)[keep]
+    torch.testing.assert_close(out.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.T @ out / len(out), torch.eye(4), atol=1e-3, rtol=0)
+    mixed[~keep] = 1e3
+    torch.testing.assert_close(whitened(mixed, keep, ridge=0.0)[keep], out, atol=1e-4, rtol=0)
+
+
+def test_whitening_keeps_what_a_batch_hardly_holds_small() -> None:
+    """Breaks when equal rows, or none that count, give numbers that are not finite, or noise becomes a target."""
+    rows = torch.zeros(12, 2)
+    rows[:, 0], rows[:, 1] = torch.linspace(-1, 1, 12), 1e-3 * torch.linspace(-1, 1, 12).sin()
+    assert whitened(rows, torch.ones(12, dtype=torch.bool))[:, 1].std() < 0.2
+    assert whitened(torch.ones(6, 3), torch.ones(6, dtype=torch.bool)).isfinite().all()
+    assert whitened(torch.randn(6, 3), torch.zeros(6, dtype=torch.bool)).isfinite().all()

@@ -28,7 +28,7 @@ from boxwise.nn.heads import BOX_HEAD_WIDTH, box_head, projector
 from boxwise.nn.objectives import cosine_distance
 from boxwise.nn.pools import LevelBySize, Pool, RegionPool
 from boxwise.nn.ranks import row_weight
-from boxwise.nn.row_norm import only_kept
+from boxwise.nn.row_norm import only_kept, whitened
 from boxwise.nn.teacher import Teacher, cosine_momentum
 from boxwise.shapes import Scalar
 
@@ -69,9 +69,9 @@ class Config(MethodConfig):
     """Hidden width of projector and predictor."""
     last_bias: bool = False
     """A bias in the last layer of projector and predictor."""
-    centred: bool = False
-    """Ours: a norm after the projector's last layer takes the mean out of the targets. What is left to predict is
-    how boxes differ, so that a run of minutes learns more than the mean."""
+    whitened: bool = False
+    """Ours, for runs of minutes: a norm without scale and shift ends the projector, and the targets are whitened, so
+    that predicting what all boxes share, or the few things that differ most, is not enough."""
     momentum: float = 0.97
     """Teacher momentum at the first step; rises to 1 along a cosine."""
     target_init: Literal["copy", "random"] = "copy"
@@ -143,7 +143,10 @@ class SCRL(Method):
         keep = regions.keep.repeat(2)
         with only_kept(keep, self):  # images without boxes stay out of the projectors' BatchNorm
             prediction = self.predictor(self.student(views, boxes)["box"])  # (2M, D): view 1, then view 2
-            here, there = self.teacher(views, boxes)["box"].chunk(2)
+            target = self.teacher(views, boxes)["box"]
+        if self.config.whitened:
+            target = whitened(target, keep)
+        here, there = target.chunk(2)
         target = torch.cat([there, here])  # row by row, the other view's
         self.watch(prediction, target, keep)
         return {"box": cosine_distance(prediction, target, row_weight(regions.keep).repeat(2))}
@@ -171,6 +174,6 @@ def tap(config: Config, encoder: Encoder) -> Tap:
     head = box_head(channels, size=size) if config.box_head else None
     inputs = channels * size**2 if head is None else BOX_HEAD_WIDTH
     project = projector(
-        inputs, config.hidden, config.width, last_bias=config.last_bias, centred=config.centred
+        inputs, config.hidden, config.width, last_bias=config.last_bias, centred=config.whitened
     )
     return Tap(pool, project, box_head=head)

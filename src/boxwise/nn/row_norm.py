@@ -1,4 +1,4 @@
-"""BatchNorm of embeddings that leaves padding out."""
+"""Norms of embeddings that leave padding out."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from torch.autograd.function import once_differentiable
 
 from boxwise.nn.ranks import world
 from boxwise.shapes import Embeddings, Keep
+
+
+LEAST = 1e-6
+"""Added to variances, so that a batch of equal rows can be whitened as well."""
 
 
 class RowNorm(nn.Module):
@@ -67,6 +71,25 @@ class RowNorm(nn.Module):
         unbiased = var * (count / (count - 1).clamp(min=1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share.to(self.running_mean.dtype))
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), share.to(self.running_var.dtype))
+
+
+@torch.no_grad()
+def whitened(rows: Embeddings, keep: Keep, *, ridge: float = 0.01) -> Embeddings:
+    """Rows whose columns have mean 0 and variance 1 and are uncorrelated, over the kept rows of all ranks.
+
+    As in W-MSE (https://arxiv.org/abs/2007.06346), by the inverse of a Cholesky factor. `ridge` times the mean
+    variance is added to every variance, so that directions of which a batch holds next to nothing stay small.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        x = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        kept = keep[:, None].to(x.dtype)
+        count = over_ranks(kept.sum()).clamp(min=1)
+        x = x - over_ranks((x * kept).sum(0)) / count
+        covariance = over_ranks((x * kept).mT @ x) / count
+        variance = covariance.diagonal()
+        covariance = covariance + torch.diag_embed((ridge * variance.mean() + LEAST).expand_as(variance))
+        factor, _ = torch.linalg.cholesky_ex(covariance)  # without a look at its success: nothing waits
+        return torch.linalg.solve_triangular(factor, x.mT, upper=False).mT.to(rows.dtype)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ CHANNELS = 64
 
 
 def pretraining(*, seed: int, steps: int) -> Recipe:
-    """`scrl_fpn` with a ResNet-18 and a narrow FPN on small views; its targets are centred, since it is short."""
+    """`scrl_fpn` with a ResNet-18 and a narrow FPN on small views; its targets are whitened, since it is short."""
     photo = replace(scrl_fpn().views[1].photo, hue=0.2, saturation=0.4, blur=0.0, solarize=0.0)
     view = ViewSpec(crop=Crop(size=64, scale=(0.2, 1.0), interpolation="bilinear"), photo=photo)
     return replace(
@@ -37,7 +37,7 @@ def pretraining(*, seed: int, steps: int) -> Recipe:
             max_iou=None,
             hidden=1024,
             width=128,
-            centred=True,
+            whitened=True,
             momentum=0.98,
         ),
         views=(view, view),
