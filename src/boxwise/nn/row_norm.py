@@ -16,7 +16,6 @@ from torch.autograd.function import once_differentiable
 from boxwise.nn.ranks import world
 from boxwise.shapes import Embeddings, Keep
 
-
 LEAST = 1e-6
 """Added to variances, so that a batch of equal rows can be whitened as well."""
 
