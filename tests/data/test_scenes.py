@@ -50,7 +50,7 @@ def test_scenes_are_what_they_were_on_any_machine() -> None:
     joined = "".join(digest(scene(i, seed=0, size=96)) for i in range(12))
     assert (
         hashlib.sha256(joined.encode()).hexdigest()
-        == "d0c86a2fbe50c09822a64d314a65483d7dde146fda88c57b088355c9a9eb8fb6"
+        == "b7a73bf1d84d635bf38d99fcde9eef173a6d7962a63de41c57b91c037edbc5d8"
     )
 
 
@@ -112,7 +112,7 @@ def test_counts_and_sizes_stay_within_what_is_promised() -> None:
     numbers = [len(s.labels) for s in many()]
     assert set(numbers) == {2, 3, 4}
     sides = torch.cat([(s.boxes[:, 2:] - s.boxes[:, :2]).amax(1) for s in many()]) / SIZE
-    assert float(sides.max()) <= LARGEST + 2.5 / SIZE
+    assert float(sides.max()) <= LARGEST + 3 / SIZE  # rows and columns that the edge touches
     assert float((sides < 0.35).float().mean()) > 0.2 and float((sides > 0.45).float().mean()) > 0.2
 
 

@@ -163,13 +163,13 @@ def _ground(dice: Dice, size: int) -> Field:
     image = np.zeros((3, size, size), dtype=_F)
     for k in range(dice.whole(1, 2)):
         base = scene_paint.colour(dice)
-        other = mix(base, scene_paint.colour(dice), _F(dice.between(0.05, 0.35)))
-        region = scene_paint.cloth(grid, dice, base, other, scale=dice.between(1.0, 7.0), plain=0.4)
+        other = mix(base, scene_paint.colour(dice), _F(dice.between(0.05, 0.25)))
+        region = scene_paint.cloth(grid, dice, base, other, scale=dice.between(1.0, 7.0), plain=0.7)
         cos, sin = dice.angle()
         side = grid.u * _F(cos) + grid.v * _F(sin) + _F(dice.between(-0.5, 0.5))
         image = mix(image, region, grid.cover(side)) if k else region.copy()
     grain = scene_paint.noise(grid, dice, dice.between(3.0, 12.0)) - _F(0.5)
-    return image + grain * _F(dice.between(0.0, 0.1))
+    return image + grain * _F(dice.between(0.0, 0.06))
 
 
 def _develop(image: Field, dice: Dice) -> NDArray[np.uint8]:

@@ -25,7 +25,12 @@ class Canvas:
         base = colour(dice)
         other, accent = apart(dice, base, 0.25), apart(dice, base, 0.35)
         self.body = cloth(
-            grid, dice, base, mix(base, other, F(dice.between(0.4, 1.0))), scale=dice.between(1.5, 4.0)
+            grid,
+            dice,
+            base,
+            mix(base, other, F(dice.between(0.3, 0.8))),
+            scale=dice.between(1.5, 4.0),
+            plain=0.6,
         )
         self.second = cloth(
             grid, dice, other, mix(other, base, F(0.5)), scale=dice.between(2.0, 5.0), plain=0.6
