@@ -328,3 +328,20 @@ def test_nothing_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch
     method, batch = build(name).to("meta"), a_batch(name).to("meta")
     method(batch)["loss"].backward()
     method.after_step(0, 10, ok=torch.ones((), device="meta"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@every_method
+def test_a_step_on_a_gpu_makes_the_host_wait_for_nothing(name: str) -> None:
+    """Breaks when a step reads a value back from the device; the test on meta tensors is its twin on a CPU."""
+    method, batch = build(name).cuda(), a_batch(name).to("cuda")
+    method(batch)["loss"].backward()  # the first pass loads kernels, which waits
+    ok = torch.ones((), device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        method(batch)["loss"].backward()
+        method.after_step(1, 10, ok=ok)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,64 @@
+"""benchmarks/methods.py at tiny size."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "methods.py"
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("methods_benchmark", FILE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_method_is_adapted_alike(bench: ModuleType) -> None:
+    """Breaks when a method keeps its published batch, rate, colours or backbone, and is compared by those."""
+    recipes = {name: bench.adapted(name, seed=3, steps=70) for name in bench.NAMES if name != bench.RANDOM}
+    demo = recipes[bench.DEMO]
+    for name, recipe in recipes.items():
+        assert recipe.optim == demo.optim and recipe.run == demo.run and recipe.schedule == demo.schedule, (
+            name
+        )
+        assert recipe.encoder.backbone == "resnet18" and recipe.encoder.fpn_channels in (64, 256), name
+        assert all(view.photo.hue == 0.5 and view.photo.jitter == 1.0 for view in recipe.views), name
+        assert not [*recipe.conflicts()], name
+    assert recipes["mocov2"].method.queue == 1024 and recipes["insloc"].method.momentum == 0.98
+    assert recipes["soco"].method.limits == demo.method.limits
+    assert not recipes["scrl_fpn"].method.whitened, "what is ours alone stands in a row of its own"
+
+
+def test_a_second_call_trains_nothing_again(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks when a stopped table starts from the beginning, or shows one seed as several."""
+    for name, value in {"TRIAL": 2, "FINETUNE_STEPS": 2}.items():
+        monkeypatch.setattr(bench, name, value)
+    data = bench.scenes(tmp_path / "data", count=8, val=2, unlabelled=16, size=64, seed=0)
+    home = tmp_path / "byol-0.001s-seed0"
+    home.mkdir()
+    bench.pretrain("byol", home, data, 0.001, 0)
+    first = bench.measured("byol", tmp_path, data, 0.001, 0, 2)
+    written = {path: path.stat().st_mtime_ns for path in home.rglob("*.safetensors")}
+    assert len(written) >= 2 and first["steps"] == 2 and first["peak_mib"] > 100 and len(first["AP"]) == 2
+    assert bench.measured("byol", tmp_path, data, 0.001, 0, 2) == first
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*.safetensors")} == written
+
+
+def test_a_row_holds_means_and_the_range(bench: ModuleType) -> None:
+    found = {
+        "AP": [1.0, 2.0, 6.0],
+        "AP50": [4.0] * 3,
+        "AP75": [0.5] * 3,
+        "images_per_s": 31.4,
+        "step_ms": 510.2,
+    }
+    assert bench.row("soco", found) == "| soco | 3.00 (1.00 to 6.00) | 4.00 | 0.50 | 31 | 510 |  |  |"
