@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from tiny import photos, settings
 
-from boxwise.run.show import show
+from boxwise.geometry.regions import Regions
+from boxwise.methods.base import Pair
+from boxwise.run.show import _drawn_in, show
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -20,3 +23,15 @@ def test_composites_are_drawn_with_their_boxes(count: int, tmp_path: Path) -> No
         assert picture.size == (2 * (64 + 6), count * (64 + 6))
         outlined = {pixel for _, pixel in picture.convert("RGB").getcolors(1 << 16)}
     assert (255, 38, 38) in outlined and (38, 255, 255) in outlined  # the true box, and p5's
+
+
+def test_an_object_has_one_colour_in_every_view_that_shows_it() -> None:
+    """Breaks when a later pair of views is drawn over the first in other colours, or objects share one."""
+    boxes = 60 * torch.rand(2, 3, 4)
+    keep = torch.ones(6, dtype=torch.bool)
+    moved = boxes.clone()
+    moved[1] += 1  # of the second image, the third view shows other objects
+    pairs = [Pair(0, 1, Regions(boxes, boxes, keep)), Pair(0, 2, Regions(moved, boxes, keep))]
+    ((_, _, second),), ((_, _, third),) = (tuple(_drawn_in(view, pairs)) for view in (1, 2))
+    assert torch.equal(second[0], third[0]) and not set(second[1].tolist()) & set(third[1].tolist())
+    assert len(set(second[0].tolist())) == 3

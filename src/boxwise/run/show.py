@@ -89,7 +89,7 @@ def sheet(batch: Batch, pairs: Sequence[Pair], recipe: Recipe) -> Tensor:
         pixels = ((view.image.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         for boxes, keep, hues in _drawn_in(i, pairs):
             pixels = torch.stack(
-                [_drawn(p, b[k], hues[k].tolist()) for p, b, k in zip(pixels, boxes, keep, strict=True)]
+                [_drawn(p, b[k], h[k].tolist()) for p, b, k, h in zip(pixels, boxes, keep, hues, strict=True)]
             )
         columns.append(pixels if pixels.dim() == 4 else contact_sheet(pixels))
     height = max(c.shape[-2] for c in columns)
@@ -140,18 +140,23 @@ def write_picture(pixels: Tensor, out: Path) -> None:
 
 
 def _drawn_in(view: int, pairs: Sequence[Pair]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Boxes (B, R, 4) that lie in one of the views, which of them count (B, R), and the hue of each (R,).
+    """Boxes (B, R, 4) that lie in one of the views, which of them count, and the hue of each, both (B, R).
 
-    Both boxes of a pair have the same hue, and no two pairs of boxes share one.
+    Matched boxes have one hue, whichever views they lie in, and no two objects of an image share one.
     """
-    total, start = sum(pair.regions.a.shape[1] for pair in pairs), 0
-    for pair in pairs:
+    total, start, hues = sum(pair.regions.a.shape[1] for pair in pairs), 0, list[Tensor]()
+    for i, pair in enumerate(pairs):
         images, count = pair.regions.a.shape[:2]
-        hues, keep = torch.arange(start, start + count) / total, pair.regions.keep.view(images, count)
+        mine = (torch.arange(start, start + count) / total).repeat(images, 1)
         start += count
+        for earlier, theirs in zip(pairs[:i], hues, strict=True):  # SoCo's crops may show the same objects
+            if (earlier.a, theirs.shape) == (pair.a, mine.shape):
+                again = (earlier.regions.a == pair.regions.a).flatten(1).all(1)
+                mine[again] = theirs[again]
+        hues.append(mine)
         for place, boxes in ((pair.a, pair.regions.a), (pair.b, pair.regions.b)):
             if place == view:
-                yield boxes, keep, hues
+                yield boxes, pair.regions.keep.view(images, count), mine
 
 
 def _drawn(pixels: Tensor, boxes: Tensor, hues: Sequence[float] | None = None) -> Tensor:
