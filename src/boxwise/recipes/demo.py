@@ -16,11 +16,15 @@ SIZE = 96
 """Pixels a side of the scenes."""
 CHANNELS = 64
 """Width of FPN and box head."""
+LIMITS = (48.0, 96.0, 192.0)
+"""Largest boxes, in pixels, of p2, p3 and p4, in pretraining as in the detector: a thing spans a dozen cells."""
 
 
 def pretraining(*, seed: int, steps: int) -> Recipe:
     """`scrl_fpn` with a ResNet-18 and a narrow FPN on small views; its targets are whitened, since it is short."""
-    photo = replace(scrl_fpn().views[1].photo, hue=0.2, saturation=0.4, blur=0.0, solarize=0.0)
+    photo = replace(
+        scrl_fpn().views[1].photo, jitter=1.0, hue=0.5, saturation=0.8, gray=0.3, blur=0.0, solarize=0.0
+    )  # no colour of a scene says what is in it
     view = ViewSpec(crop=Crop(size=64, scale=(0.2, 1.0), interpolation="bilinear"), photo=photo)
     return replace(
         scrl_fpn(),
@@ -28,20 +32,21 @@ def pretraining(*, seed: int, steps: int) -> Recipe:
         encoder=EncoderConfig(backbone="resnet18", fpn=True, fpn_channels=CHANNELS),
         method=scrl.Config(
             levels=("p2", "p3", "p4", "p5"),
-            limits=(12.0, 24.0, 48.0),
+            limits=LIMITS,
             pool_size=7,
             box_head=True,
             aligned=True,
             boxes=8,
-            min_box=12,
+            min_box=16,
             max_iou=None,
+            generator="uniform",
             hidden=1024,
-            width=128,
+            width=64,
             whitened=True,
             momentum=0.98,
         ),
         views=(view, view),
-        optim=AdamW(lr=5e-4, lr_batch=16),
+        optim=AdamW(lr=1e-3, lr_batch=16),
         schedule=Schedule(steps=steps, warmup_steps=50),
         run=Run(batch_size=16, seed=seed, save_every=10_000, log_every=25),
         data=Data(workers=0),
@@ -57,8 +62,8 @@ def finetuning(*, seed: int, steps: int) -> TransferRecipe:
             fpn_channels=CHANNELS,
             min_size=SIZE,
             max_size=SIZE,
-            anchor_sizes=(10, 16, 28, 46, 72),
-            roi_canonical_size=42,
+            anchor_sizes=(30, 44, 64, 96, 128),
+            roi_canonical_size=round(LIMITS[1]),
             rpn_pre_nms_train=200,
             rpn_pre_nms_test=200,
             rpn_post_nms_train=100,
