@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from boxwise.config import LARS, SGD, AdamW, Schedule
@@ -40,7 +41,7 @@ def slow_lars(module: nn.Module, moments: dict[str, torch.Tensor], lr: float, c:
 
 
 @pytest.mark.parametrize("norm", ["joint", "sum"])
-def test_lars_is_its_formula_and_leaves_one_dimension_alone(norm: str) -> None:
+def test_trap_17_lars_is_its_formula_and_leaves_one_dimension_alone(norm: str) -> None:
     """Breaks when decay or ratio reach biases and norms, or when the two norms are mixed up."""
     config = LARS(weight_decay=0.5, trust=0.1, norm=norm)
     ours = net()
@@ -54,6 +55,20 @@ def test_lars_is_its_formula_and_leaves_one_dimension_alone(norm: str) -> None:
         slow_lars(slow, moments, 0.2, config)
     for a, b in zip(ours.parameters(), slow.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_trap_17_what_is_adapted_is_told_by_dimension_not_by_name() -> None:
+    """Breaks when norms without "bn" in their names (stem, shortcut, projector) get decay and ratio after all."""
+    module = nn.ModuleDict({"body": torchvision.models.resnet18(weights=None), "project": nn.BatchNorm1d(4)})
+    optimiser = build_optimiser(module, LARS(), lr=1.0)
+    adapted = {id(p) for group in optimiser.param_groups if group["adapt"] for p in group["params"]}
+    told = {name: id(p) in adapted for name, p in module.named_parameters()}
+    assert told == {name: p.ndim > 1 for name, p in module.named_parameters()}
+    assert (
+        not told["body.layer2.0.downsample.1.weight"]
+        and not told["project.weight"]
+        and told["body.fc.weight"]
+    )
 
 
 @pytest.mark.parametrize("decay_1d", [True, False])
