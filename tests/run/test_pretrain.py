@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -295,3 +296,24 @@ def test_the_printed_recipe_can_be_run(
     assert not found.fitted and found.recipe.run.batch_size == 4
     source = verb.open_images(images)
     assert run_recipe(found.recipe, source, tmp_path / "run", origin="byol").is_dir()
+
+
+@pytest.mark.parametrize("name", ["insloc", "soco", "detco", "resim"])
+def test_a_lost_end_is_trained_again_to_the_last_bit(name: str, images: Path, tmp_path: Path) -> None:
+    """Breaks when queues, pointers, a teacher or an image's boxes and backgrounds are not what they were."""
+    out = tmp_path / "run"
+    given = settings(name, steps=4, **{"run.save_every": 2, "run.keep": 5})
+    pretrain(name, images, out, settings=given)
+    whole = load_file(out / "export" / "model.safetensors")
+    figures = [row["train/loss"] for row in rows(out)]
+    last = max((out / "checkpoints").glob("step-*.pt"))
+    before = torch.load(last, weights_only=True)["module"]
+    last.unlink()
+    shutil.rmtree(out / "export")
+    pretrain(name, images, out, settings=given, resume=True)
+    assert [row["train/loss"] for row in rows(out)] == figures and len(figures) == 4
+    again = torch.load(last, weights_only=True)["module"]
+    assert before.keys() == again.keys() and all(torch.equal(before[key], again[key]) for key in before)
+    assert all(
+        torch.equal(x, whole[key]) for key, x in load_file(out / "export" / "model.safetensors").items()
+    )
