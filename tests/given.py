@@ -1,13 +1,19 @@
-"""A branch whose embeddings are given."""
+"""Arrays as tensors, and a branch whose embeddings are given."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from boxwise.geometry.views import View
+
+
+def t(array: np.ndarray) -> Tensor:
+    """A golden array in float64, in memory of its own."""
+    return torch.from_numpy(np.array(array)).double()
 
 
 class Given(nn.Module):

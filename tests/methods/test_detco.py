@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,14 +20,6 @@ from given import Given, numbered
 
 STAGES = ("c2", "c3", "c4", "c5")
 WEIGHTS = (0.1, 0.4, 0.7, 1.0)
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 def rand(*shape: int, seed: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -44,14 +43,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fpn, no augmentation": {"augmented": (False,) * 4},
     "c4": C4,
 }
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 def build(**options: Any) -> InsLoc:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,14 +31,6 @@ ONE, TWO = (
     [[10.0, 20, 150, 130], [0, 0, 96, 96], [0, 0, 80, 80], [5, 5, 100, 120]],
     [[4.0, 5, 160, 145], [12, 8, 120, 110], [75, 75, 170, 160], [2, 1, 130, 140]],
 )  # the third image's views share next to nothing
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 def rand(*shape: int, seed: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,14 +23,6 @@ from encoders import SeeThrough, TinyEncoder
 from ramps import ramp_view
 
 LIMITS = (18.0, 28.0, 44.0)
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 def small(*, count: int = 2, fpn: bool = True, **options: Any) -> SoCo:

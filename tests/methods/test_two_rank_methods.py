@@ -6,8 +6,6 @@ design, and their keys are shuffled over other groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import methods_on_two_ranks
 import pytest
 import torch
@@ -24,14 +22,6 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(methods_on_two_ranks.work, args=(str(folder),), nprocs=2)
     return tuple(torch.load(folder / f"{rank}.pt") for rank in (0, 1))
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -10,12 +10,9 @@ from torch import Tensor, nn
 from boxwise.nn.objectives import cosine_distance, info_nce, negative_cosine
 from boxwise.nn.queue import Queue
 from boxwise.nn.teacher import Teacher, cosine_momentum
+from given import t
 
 TEMPERATURE = 0.2  # a switch that the arrays do not hold
-
-
-def t(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(array)).double()
 
 
 def numbered(arrays: dict[str, np.ndarray], name: str) -> list[np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,22 +14,10 @@ from boxwise.geometry.views import Batch
 from boxwise.methods.detco import Config
 from boxwise.nn.pools import Together
 from encoders import TinyEncoder
-from given import Given, numbered
+from given import Given, numbered, t
 
 SIDE, VIEW, GRID = 64, 255, 3  # switches of the golden files that their arrays do not hold
 Arrays = dict[str, np.ndarray]
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
-def t(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(array)).double()
 
 
 def ours(name: str) -> str:

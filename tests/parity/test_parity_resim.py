@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,25 +19,12 @@ from boxwise.nn.cells import means
 from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.precise import PrecisePool, precise
 from encoders import TinyEncoder
-from given import Given, numbered
+from given import Given, numbered, t
 
 SIZE, TEMPERATURE = 224, 0.2  # switches of the golden files that their arrays do not hold
 LEVELS = {"p4": (48, 32), "p3": (32, 24)}
 ONE_PROCESS = tuple(Windows(level=n, size=w, stride=s, negatives="rank") for n, (w, s) in LEVELS.items())
 Arrays = dict[str, np.ndarray]
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    """Weights of rows are made in the default precision."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
-def t(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(array)).double()
 
 
 def two_views(arrays: Arrays, dtype: torch.dtype, *, flip: bool) -> tuple[View, View]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from boxwise.geometry.boxes import iou
 from boxwise.geometry.regions import Regions, random_in_overlap, work_area
@@ -19,22 +18,10 @@ from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.objectives import cosine_distance
 from boxwise.nn.pools import Align
 from boxwise.nn.teacher import cosine_momentum
+from given import t
 
 SIZE, MIN, STRIDE = 224, 32, 32  # switches of the golden files that their arrays do not hold
 Arrays = dict[str, np.ndarray]
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    """Weights of rows are made in the default precision."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
-def t(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(array)).double()
 
 
 def two_views(arrays: Arrays) -> tuple[View, View]:

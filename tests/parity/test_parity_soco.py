@@ -20,24 +20,13 @@ from boxwise.methods.soco import Config, SoCo
 from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.teacher import cosine_momentum
 from encoders import TinyEncoder
+from given import t
 
 Arrays = dict[str, np.ndarray]
 VIEWS = {  # switches that the files do not hold: side of each view, and the set of boxes it belongs to
     "soco_geometry": ((224, 224, 112), {"12": 1, "13": 2}),
     "soco_star_geometry": ((224, 224, 192, 112), {"12": 1, "13": 2, "14": 1}),
 }
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
-def t(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(array)).double()
 
 
 def proposals(arrays: Arrays, i: int) -> NDArray[np.float64]:
