@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -133,3 +133,15 @@ def require_levels(encoder: Encoder, read: Iterable[str]) -> None:
             "leave them out of encoder.fpn_levels, set encoder.fpn: false, or take a method that reads them all, "
             "as scrl_fpn"
         )
+
+
+def shared_width(encoder: Encoder, levels: Sequence[str]) -> int:
+    """Channels of the levels that one head reads.
+
+    Raises ValueError as `require_levels`, and when they differ.
+    """
+    require_levels(encoder, levels)
+    widths = {encoder.channels[level] for level in levels}
+    if len(widths) > 1:
+        raise ValueError(f"levels: {', '.join(levels)} differ in channels and cannot share a head")
+    return widths.pop()

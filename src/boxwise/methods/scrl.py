@@ -21,7 +21,7 @@ from boxwise.config import settings
 from boxwise.data.cut import ViewSpec
 from boxwise.geometry.regions import Generator, Regions, matched, random_in_overlap, random_in_view
 from boxwise.geometry.views import Batch, join
-from boxwise.methods.base import Method, MethodConfig, Pair, require_levels
+from boxwise.methods.base import Method, MethodConfig, Pair, shared_width
 from boxwise.nn.branch import Branch, Tap
 from boxwise.nn.encoder import Encoder, EncoderConfig
 from boxwise.nn.heads import BOX_HEAD_WIDTH, box_head, projector
@@ -162,11 +162,8 @@ class SCRL(Method):
 
 def tap(config: Config, encoder: Encoder) -> Tap:
     """Pools boxes from the level of their size and projects them, through the detector's head where asked."""
-    require_levels(encoder, config.levels)
-    widths = {encoder.channels[level] for level in config.levels}
-    if len(widths) > 1:
-        raise ValueError(f"levels: {', '.join(config.levels)} differ in channels and cannot share a head")
-    size, aligned, channels = config.pool_size, config.aligned, widths.pop()
+    channels = shared_width(encoder, config.levels)
+    size, aligned = config.pool_size, config.aligned
     pool: Pool = RegionPool(config.levels[0], size, aligned=aligned)
     if len(config.levels) > 1:
         limits = dict(zip(config.levels, (*config.limits, float("inf")), strict=True))

@@ -30,7 +30,7 @@ from boxwise.data.objects import Objects
 from boxwise.geometry.boxes import rows
 from boxwise.geometry.regions import same_objects
 from boxwise.geometry.views import Batch, View
-from boxwise.methods.base import Method, MethodConfig, Pair, require_levels
+from boxwise.methods.base import Method, MethodConfig, Pair, shared_width
 from boxwise.nn.branch import Branch, Tap
 from boxwise.nn.encoder import Encoder, EncoderConfig
 from boxwise.nn.heads import BOX_HEAD_WIDTH, Res5Head, box_head, projector
@@ -206,11 +206,8 @@ class OwnLevel(EveryLevel):
 
 def tap(config: Config, encoder: Encoder) -> Tap:
     """Pools boxes with half-pixel alignment, passes them through the detector's head where asked, projects."""
-    require_levels(encoder, config.levels)
-    widths = {encoder.channels[level] for level in config.levels}
-    if len(widths) > 1:
-        raise ValueError(f"levels: {', '.join(config.levels)} differ in channels and cannot share a head")
-    size, channels = config.pool_size, widths.pop()
+    channels = shared_width(encoder, config.levels)
+    size = config.pool_size
     head: nn.Module | None = None
     inputs = channels * size**2
     if config.box_head and encoder.last is not None:
