@@ -19,8 +19,6 @@ import argparse
 import datetime
 import json
 import multiprocessing
-import platform
-import re
 import resource
 import statistics
 from collections.abc import Mapping
@@ -40,8 +38,8 @@ from boxwise.run.finetune import labelled_splits, run_transfer
 from boxwise.run.pretrain import run_recipe
 from boxwise.run.scenes import scenes
 from boxwise.strict import keys
+from result import RESULTS, machine, save
 
-HERE = Path(__file__).parent
 RANDOM = "random"
 DEMO = "demo"
 """The demo's own recipe: `scrl_fpn` with whitened targets."""
@@ -49,6 +47,7 @@ NAMES = (RANDOM, *METHODS, DEMO)
 TRIAL = 40
 """Steps that a method's rate is measured on."""
 VIEW = 64
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COLOURS = ("brightness", "contrast", "saturation", "hue", "jitter", "gray", "blur", "solarize")
 FIGURES = ("AP", "AP50", "AP75")
 SHORT_RUN: dict[str, Any] = {
@@ -149,14 +148,6 @@ def row(name: str, found: Mapping[str, Any]) -> str:
     return "| " + " | ".join([name, *means, *cost]) + " |"
 
 
-def hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return f"{named.group(1) if named else platform.processor()}, {torch.get_num_threads()} threads"
-
-
 def page(found: Mapping[str, Mapping[str, Any]], seconds: float, seed: int, finetunings: int) -> str:
     """The result as Markdown."""
     head = ["method", *FIGURES, "images/s", "ms a step", "steps", "peak MiB"]
@@ -165,7 +156,8 @@ def page(found: Mapping[str, Mapping[str, Any]], seconds: float, seed: int, fine
         "",
         f"`python benchmarks/methods.py DIR --seconds {seconds:g} --finetunings {finetunings} --seed {seed}`: "
         f"{UNLABELLED} scenes without labels, {LABELLED} labelled, {TEST} to measure on, {demo.SIZE} px; "
-        f"{hardware()}; torch {torch.__version__}; one pretraining seed ({seed}), {finetunings} fine-tuning seeds, "
+        f"{machine(DEVICE)}, {torch.get_num_threads()} threads; torch {torch.__version__}; "
+        f"one pretraining seed ({seed}), {finetunings} fine-tuning seeds, "
         "whose range of AP is in brackets.",
         "",
         "| " + " | ".join(head) + " |",
@@ -204,10 +196,7 @@ def main() -> None:
     text = page(found, args.seconds, args.seed, args.finetunings)
     print(text)
     if args.out:
-        slug = re.sub(r"[^a-z0-9]+", "-", hardware().split(",")[0].lower()).strip("-")
-        target = HERE / "results" / f"methods-{datetime.date.today()}-{slug}.md"
-        target.write_text(text)
-        print(f"written: {target}")
+        print(f"written: {save(text, 'methods', RESULTS, DEVICE)}")
 
 
 if __name__ == "__main__":

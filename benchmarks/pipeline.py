@@ -16,7 +16,6 @@ import datetime
 import os
 import platform
 import random
-import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ from boxwise.data.cut import Crop, ViewSpec, cut_view, draw_cut
 from boxwise.data.loader import Cutter, Item
 from boxwise.data.sources import Files, open_images
 from boxwise.recipes.pretrain import MOCO_VIEW
+from result import RESULTS, machine, save, system_load
 
 HERE = Path(__file__).parent
 PHOTOS = HERE.parents[1] / "shared" / "data" / "coco_sample" / "train2017"
@@ -128,18 +128,12 @@ def table(seconds: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
 def report(images: Files, seconds: dict[str, list[float]], *, rounds: int, load: float) -> str:
     sizes = [images.read(i).shape[1:] for i in range(len(images))]
     pixels = statistics.mean(h * w for h, w in sizes) / 1e6
     return f"""# Two 224 views from JPEG files, one core
 
-{datetime.date.today()}, {processor()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores,
+{datetime.date.today()}, {machine()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores,
 load {load:.1f} before the start. torch {torch.__version__}, torchvision {torchvision.__version__},
 PIL {PIL.__version__}, Python {platform.python_version()}. {len(images)} images of {pixels:.2f} megapixels on average,
 {rounds} rounds, one thread, MoCo-v2's augmentation.
@@ -158,20 +152,16 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=PHOTOS)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument(
-        "--out", nargs="?", type=Path, const=HERE / "results", help="a folder for the dated result"
-    )
+    parser.add_argument("--out", nargs="?", type=Path, const=RESULTS, help="a folder for the dated result")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    load = system_load()
     images = open_images(given.folder)
     seconds = measure(images, MOCO_VIEW, rounds=given.rounds, batch=given.batch)
     text = report(images, seconds, rounds=given.rounds, load=load)
     print(text)
     if given.out is not None:
-        given.out.mkdir(parents=True, exist_ok=True)
-        cpu = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
-        (given.out / f"pipeline-{datetime.date.today()}-{cpu}.md").write_text(text)
+        save(text, "pipeline", given.out)
 
 
 if __name__ == "__main__":

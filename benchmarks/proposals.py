@@ -15,7 +15,6 @@ import datetime
 import importlib.util
 import os
 import platform
-import re
 import statistics
 import time
 import warnings
@@ -32,6 +31,7 @@ from PIL import Image
 from boxwise.data import selective_search as ours
 from boxwise.data.proposal_pool import keep_heap
 from boxwise.data.propose import fitting
+from result import RESULTS, machine, save, system_load
 
 HERE = Path(__file__).parent
 PHOTOS = HERE.parents[1] / "shared" / "data" / "coco_sample" / "train2017"
@@ -93,19 +93,13 @@ def measure(pictures: list[NDArray[np.uint8]], *, rounds: int) -> tuple[dict[str
     return {name: statistics.median(best[name] for best in least) for name in least[0]}, same
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
 def report(spent: dict[str, float], *, photos: int, rounds: int, same: int, load: float) -> str:
     rows = "\n".join(f"| {name} | {ms:.1f} | {AIMS.get(name, '')} |" for name, ms in spent.items())
     versions = ", ".join(f"{module.__name__} {module.__version__}" for module in (np, skimage, scipy))
     equal = f"The package gave the same boxes on {same} of {photos} photos.\n" if PACKAGE in spent else ""
     return f"""# Selective search, one core
 
-{datetime.date.today()}, {processor()}, {os.cpu_count()} cores, load {load:.1f} before the start.
+{datetime.date.today()}, {machine()}, {os.cpu_count()} cores, load {load:.1f} before the start.
 {versions}, Python {platform.python_version()}.
 {photos} photos of {WIDTH} x {HEIGHT} pixels, {rounds} rounds; processor time, median over photos of the least
 over rounds.
@@ -127,13 +121,11 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=PHOTOS)
     parser.add_argument("--photos", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--out", nargs="?", type=Path, const=HERE / "results", help="a folder for the dated result"
-    )
+    parser.add_argument("--out", nargs="?", type=Path, const=RESULTS, help="a folder for the dated result")
     given = parser.parse_args()
     keep_heap()
     warnings.simplefilter("ignore")  # scikit-image's, on every photo of the package's arm
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    load = system_load()
     pictures = []
     for path in sorted(given.folder.glob("*.jpg"))[: given.photos]:
         with Image.open(path) as file:
@@ -142,9 +134,7 @@ def main() -> None:
     text = report(spent, photos=len(pictures), rounds=given.rounds, same=same, load=load)
     print(text)
     if given.out is not None:
-        given.out.mkdir(parents=True, exist_ok=True)
-        cpu = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
-        (given.out / f"proposals-{datetime.date.today()}-{cpu}.md").write_text(text)
+        save(text, "proposals", given.out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import contextlib
 import datetime
 import os
 import platform
-import re
 import statistics
 import sys
 import time
@@ -36,8 +35,8 @@ from boxwise.recipes.pretrain import METHODS
 from boxwise.recipes.recipe import Recipe
 from boxwise.run.memory import blank_batch
 from boxwise.run.pretrain import build
+from result import RESULTS, machine, save, system_load
 
-HERE = Path(__file__).parent
 PARTS = ("regions", "fpn", "pooling", "heads", "loss", "optimiser", "teacher")
 OBJECTIVES = ("cosine_distance", "info_nce", "matched_cosine", "negative_cosine")
 Work = Callable[[], object]
@@ -227,14 +226,6 @@ def table(rows: list[str]) -> str:
     return "\n".join(["| " + " | ".join(names) + " |", "|---" + "|---:" * (len(names) - 1) + "|", *rows])
 
 
-def machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
 def report(given: argparse.Namespace, device: torch.device, rows: list[str], *, load: float) -> str:
     return f"""# A training step beside its bare backbone passes
 
@@ -262,13 +253,11 @@ def main() -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument(
-        "--out", nargs="?", type=Path, const=HERE / "results", help="a folder for the dated result"
-    )
+    parser.add_argument("--out", nargs="?", type=Path, const=RESULTS, help="a folder for the dated result")
     given = parser.parse_args()
     if given.threads is not None:
         torch.set_num_threads(given.threads)
-    device, load = device_of(given.device), os.getloadavg()[0]
+    device, load = device_of(given.device), system_load()
     rows = []
     for name in given.methods:
         flags = {"backbone": given.backbone, "image_size": given.image_size, "batch_size": given.batch}
@@ -278,9 +267,7 @@ def main() -> None:
     text = report(given, device, rows, load=load)
     print(text)
     if given.out is not None:
-        given.out.mkdir(parents=True, exist_ok=True)
-        slug = "-".join(re.findall(r"[a-z0-9]+", machine(device).lower())[:2])
-        (given.out / f"step-{datetime.date.today()}-{slug}.md").write_text(text)
+        save(text, "step", given.out, device)
 
 
 if __name__ == "__main__":
