@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -14,17 +13,12 @@ from PIL import Image
 from boxwise.data.loader import Item
 from boxwise.data.sources import Files, open_images
 from boxwise.recipes.pretrain import MOCO_VIEW
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "pipeline.py"
+from scripts import script
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pipeline", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("pipeline")
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import selectivesearch
 from PIL import Image
 from skimage.color import rgb2hsv
 from skimage.feature import local_binary_pattern
@@ -73,7 +75,6 @@ def test_the_two_kinds_of_values_are_two_searches() -> None:
 @pytest.mark.parametrize("number", range(3))
 def test_boxes_equal_those_of_the_package_on_photos(number: int) -> None:
     """Breaks when anything differs from `selectivesearch` on what it is used for."""
-    package = pytest.importorskip("selectivesearch")
     photos = sorted(PHOTOS.glob("*.jpg"))
     if not photos:
         pytest.skip("no photos here")
@@ -82,7 +83,7 @@ def test_boxes_equal_those_of_the_package_on_photos(number: int) -> None:
     unit = pixels / 255
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _, wanted = package.selective_search(unit, scale=300, sigma=0.9, min_size=100)
+        _, wanted = selectivesearch.selective_search(unit, scale=300, sigma=0.9, min_size=100)
     assert selective_search(unit).tolist() == [list(map(int, one["rect"])) for one in wanted]
     assert len(wanted) > 10
 
@@ -90,11 +91,10 @@ def test_boxes_equal_those_of_the_package_on_photos(number: int) -> None:
 @pytest.mark.parametrize("name", PICTURES)
 def test_boxes_equal_those_of_the_package(name: str) -> None:
     """Breaks when the slow reference and the search err together."""
-    package = pytest.importorskip("selectivesearch")
     unit = PICTURES[name] / 255
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _, wanted = package.selective_search(unit, scale=300, sigma=0.9, min_size=100)
+        _, wanted = selectivesearch.selective_search(unit, scale=300, sigma=0.9, min_size=100)
     assert selective_search(unit).tolist() == [list(map(int, one["rect"])) for one in wanted]
 
 
@@ -103,7 +103,7 @@ def test_bytes_give_the_boxes_of_the_package_with_its_texture_range_mended(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Breaks when SoCo's variant, the package on bytes with LBP codes counted in [0, 255], is not what is run."""
-    package = pytest.importorskip("selectivesearch.selectivesearch")
+    package = importlib.import_module("selectivesearch.selectivesearch")
 
     def all_codes(values: np.ndarray) -> np.ndarray:
         return np.concatenate([np.histogram(values[:, c], 10, (0.0, 255.0))[0] for c in range(3)]) / len(

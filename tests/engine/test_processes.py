@@ -22,6 +22,7 @@ from boxwise.engine import checkpoint
 from boxwise.engine.folder import read_json
 from boxwise.engine.guard import Diverged
 from boxwise.engine.metrics import read_rows
+from torchrun import as_torchrun
 
 TOTAL = 40
 # A server that has imported torch forks each process in milliseconds; spawning one takes seconds.
@@ -181,19 +182,6 @@ def rank(path: Path, number: int, world: int, port: int, norm: bool, accumulate:
     as_torchrun(number, world, port)
     with path.with_suffix(f".{number}.log").open("w") as log, contextlib.redirect_stderr(log):
         joint(path, norm, number, world, accumulate)
-
-
-def as_torchrun(number: int, world: int, port: int) -> None:
-    os.environ |= {
-        "RANK": str(number),
-        "LOCAL_RANK": str(number),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "test",
-    }
 
 
 def joint(path: Path, norm: bool, number: int = 0, world: int = 1, accumulate: int = 1) -> None:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
 from boxwise.data.selective_search import selective_search
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "proposals.py"
+from scripts import script
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("proposals_benchmark", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("proposals")
 
 
 PIXELS = np.kron(np.random.default_rng(0).integers(0, 256, (6, 7, 3)), np.ones((12, 12, 1))).astype(np.uint8)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import multiprocessing
-import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from tiny import facts, photos, rows, settings
 
 from boxwise.engine import checkpoint
 from boxwise.strict import load_yaml
+from torchrun import as_torchrun
 
 SYNCHRONISED = ("scrl", "scrl_fpn", "byol", "simsiam")
 context = multiprocessing.get_context("forkserver")
@@ -33,16 +33,7 @@ def run(
     """One process of a run; images are turned to float64 where they enter the method."""
     torch.set_num_threads(1)
     if world > 1:
-        os.environ |= {
-            "RANK": str(number),
-            "LOCAL_RANK": str(number),
-            "WORLD_SIZE": str(world),
-            "LOCAL_WORLD_SIZE": str(world),
-            "GROUP_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "TORCHELASTIC_RUN_ID": "test",
-        }
+        as_torchrun(number, world, port)
     from boxwise.run import pretrain as verb
 
     if double:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -11,8 +9,8 @@ import torch
 from tiny import settings
 
 from boxwise.recipes.pretrain import METHODS
+from scripts import script
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "step.py"
 BODIES = {  # (images, gradient wanted) of each pass through a backbone, for 4 images
     "scrl": [(8, True), (8, False)],
     "scrl_fpn": [(8, True), (8, False)],
@@ -28,11 +26,7 @@ BODIES = {  # (images, gradient wanted) of each pass through a backbone, for 4 i
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("step_benchmark", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("step")
 
 
 @pytest.mark.parametrize("name", METHODS)
