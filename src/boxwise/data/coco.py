@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -22,8 +24,15 @@ from boxwise.data.problems import Problems
 FEW = 1000
 """Empty boxes are left out while fewer than one annotation in so many has one: COCO's train2017 holds two."""
 XYWH = "a bbox is [x, y, width, height] in pixels"
+DENSE = "dp"
+"""The extra that stands for every field of DensePose: dp_x, dp_y, dp_I, dp_U, dp_V, dp_masks."""
 SLACK = 1.0
 """Pixels that a box may reach over the edge, by rounding, before its being clipped is worth a warning."""
+
+
+Format = Literal["coco", "voc", "lvis", "cityscapes", "yolo"]
+Reader = Callable[[], tuple[Json, str]]
+"""Gives the labels of one split as a COCO json has them, and a digest of all that they were read from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,16 @@ class Category:
 
     id: int
     name: str
+    keypoints: tuple[str, ...] = ()
+    """Names of the points that are marked on each, in their order."""
+    skeleton: tuple[tuple[int, int], ...] = ()
+    """Pairs of keypoints that a line joins, counted from 1 as COCO does."""
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Category:
+        """What a json, COCO's or one that was written from a Category, says of it."""
+        skeleton = tuple((int(a), int(b)) for a, b in entry.get("skeleton", ()))
+        return cls(entry["id"], entry["name"], tuple(entry.get("keypoints", ())), skeleton)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,19 +75,44 @@ class Annotated:
     crowd: Bool[np.ndarray, " m"]
     rows: Int64[np.ndarray, " m"]
     """Place of each annotation in the json's list."""
+    reader: Reader
+    """Gives the json again; can be sent to other processes."""
+    extras: Mapping[str, Names] = field(default_factory=dict)
+    """By field of an annotation, the value that each has, as JSON text; "null" where it has none."""
+    format: Format = "coco"
 
 
-def read_annotated(file: Path, folder: Path, *, categories: Sequence[Category] | None = None) -> Annotated:
-    """Reads and checks `file`, whose images lie below `folder`.
+def read_annotated(
+    file: Path,
+    folder: Path,
+    *,
+    categories: Sequence[Category] | None = None,
+    extras: Collection[str] = (),
+) -> Annotated:
+    """Reads and checks `file`, whose images lie below `folder`, as `annotated` does."""
+    return annotated(partial(read_json, file), file=file, folder=folder, categories=categories, extras=extras)
 
-    With `categories`, labels follow them instead of the json's own, which must then be among them. Raises one
-    ValueError that lists everything wrong: entries that lack values, file names that lead out, missing files,
-    doubled ids, annotations of unknown images or categories, and boxes that are empty, inverted or outside.
+
+def annotated(
+    reader: Reader,
+    *,
+    file: Path,
+    folder: Path,
+    categories: Sequence[Category] | None = None,
+    extras: Collection[str] = (),
+    format: Format = "coco",
+) -> Annotated:
+    """Checks what `reader` gives; `file` is what messages name, and images lie below `folder`.
+
+    With `categories`, labels follow them instead of the json's own, which must then be among them. Of the
+    fields `extras` the values are kept. Raises one ValueError that lists everything wrong: entries that lack
+    values, file names that lead out, missing files, doubled ids, annotations of unknown images or categories,
+    and boxes that are empty, inverted or outside.
     """
-    raw, digest = read_json(file)
+    raw, digest = reader()
     images = entries(raw, file, "images", id=int, file_name=str)
     annotations = entries(raw, file, "annotations", image_id=int, category_id=int, bbox=list)
-    own = [Category(c["id"], c["name"]) for c in entries(raw, file, "categories", id=int, name=str)]
+    own = [Category.of(c) for c in entries(raw, file, "categories", id=int, name=str)]
     if not images or not annotations or not own:
         lacking = "images" if not images else "annotations" if not annotations else "categories"
         raise ValueError(f'{file}: "{lacking}" is empty; a detector needs images with boxes and categories')
@@ -99,7 +143,23 @@ def read_annotated(file: Path, folder: Path, *, categories: Sequence[Category] |
         areas=areas,
         crowd=crowd,
         rows=order,
+        reader=reader,
+        extras={name: _packed(annotations, order, name) for name in extras},
+        format=format,
     )
+
+
+def extra(annotation: Json, name: str) -> Any:
+    """The value of a field, for `DENSE` a dict of all of DensePose's; none where it is absent or empty."""
+    if name == DENSE:
+        return {key: value for key, value in annotation.items() if key.startswith("dp_")} or None
+    value = annotation.get(name)
+    return None if isinstance(value, list | dict | str) and not value else value
+
+
+def _packed(annotations: list[Json], rows: NDArray[np.int64], name: str) -> Names:
+    text = json.JSONEncoder(separators=(",", ":")).encode
+    return Names.of(text(extra(annotations[row], name)) for row in rows)
 
 
 def _check_unique(key: str, ids: list[int], problems: Problems) -> None:
@@ -113,8 +173,9 @@ def _check_unique(key: str, ids: list[int], problems: Problems) -> None:
 def _agreed(own: list[Category], wanted: Sequence[Category] | None, problems: Problems) -> list[Category]:
     if wanted is None:
         return sorted(own, key=lambda category: category.id)
+    named = {(category.id, category.name) for category in wanted}
     for category in own:
-        if category not in wanted:
+        if (category.id, category.name) not in named:
             mend = "use one list of categories in all jsons of a data set"
             problems.add("categories unknown to the detector", f"{category.id} {category.name}", mend=mend)
     return list(wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from boxwise.data.problems import Problems
 Json = dict[str, Any]
 OUTSIDE = re.compile(r"$|[/\\]|[A-Za-z]:[/\\]|(.*[/\\])?\.\.([/\\]|$)|.*\0", re.DOTALL)
 """Names that are empty, absolute or climb, as any system writes them: a json may come from another one."""
+KINDS = {"densepose": "dp", "person_keypoints": "keypoints", "instances": None}
+"""COCO's kinds of jsons, by what is in them alone, the most special first."""
 SHAPE = 'expected {"images": [...], "annotations": [...], "categories": [...]}'
 
 
@@ -28,25 +31,41 @@ class Split:
 
 
 def is_coco_root(folder: Path) -> bool:
-    """Whether there are annotations/instances_*.json."""
-    return any((folder / "annotations").glob("instances_*.json"))
+    """Whether there are annotations/instances_*.json, or those of people alone."""
+    return any(any((folder / "annotations").glob(f"{kind}_*.json")) for kind in KINDS)
 
 
-def coco_split(root: Path, split: Literal["train", "val"]) -> Split:
+def coco_split(root: Path, split: Literal["train", "val"], *, extras: Collection[str] = ()) -> Split:
     """The one annotations/instances_SPLIT*.json (a year may follow) of `root`, and its images.
 
-    They lie in SPLIT*/, images/SPLIT*/ (with the year or without), or images/. Raises ValueError where json
-    or folder is missing or in doubt.
+    With "keypoints" or "dp" in `extras`, person_keypoints_*.json or densepose_*.json where there are such; the
+    val split of DensePose is its minival. Images lie in SPLIT*/, images/SPLIT*/ (with the year or without), or
+    images/. Raises ValueError where json or folder is missing or in doubt.
     """
-    every = sorted((root / "annotations").glob("instances_*.json"))
-    files = [f for f in every if re.fullmatch(rf"instances_{split}\d*\.json", f.name)]
+    every = sorted((root / "annotations").glob("*_*.json"))
+    wanted = [kind for kind, field in KINDS.items() if field is None or field in extras]
+    for kind in [*wanted, *reversed(KINDS)]:
+        files = [f for f in every if _kind_and_split(f.stem)[:2] == (kind, split)]
+        if files:
+            break
     if len(files) != 1:
         held = ", ".join(f.name for f in every) or "nothing"
         raise ValueError(
-            f"{root}: {len(files)} files annotations/instances_{split}*.json where one is needed (found: "
-            f"{held}); pass --data FILE.json --images DIR"
+            f"{root}: {len(files)} files annotations/{kind if files else 'instances'}_{split}*.json where one is "
+            f"needed (found: {held}); pass --data FILE.json --images DIR"
         )
     return _with_images(files[0], root)
+
+
+def _kind_and_split(stem: str) -> tuple[str, str, str]:
+    """What a json of COCO's is of, the split, and the names that its folder of images may have."""
+    if found := re.fullmatch(r"(instances|person_keypoints)_((train|val)\d*)", stem):
+        return found[1], found[3], found[2]
+    if found := re.fullmatch(r"densepose_(?:coco_(2014)_)?(train|minival|val)(2014)?", stem):
+        split = "train" if found[2] == "train" else "val"
+        return "densepose", split, f"{split}{found[1] or found[3] or ''}"
+    kind, _, name = stem.partition("_")
+    return kind, "", name
 
 
 def image_folder(file: Path, images: Path | str | None) -> Path:
@@ -57,13 +76,13 @@ def image_folder(file: Path, images: Path | str | None) -> Path:
                 f"{images}: no such folder; --images is the folder of the files that {file} names"
             )
         return Path(images)
-    if file.parent.name == "annotations" and re.fullmatch(r"instances_\w+\.json", file.name):
+    if file.parent.name == "annotations" and re.fullmatch(rf"({'|'.join(KINDS)})_\w+\.json", file.name):
         return _with_images(file, file.parent.parent).folder
     return file.parent
 
 
 def _with_images(file: Path, root: Path) -> Split:
-    name = file.stem.removeprefix("instances_")
+    name = _kind_and_split(file.stem)[2]
     own = [root / inside / n for n in (name, name.rstrip("0123456789")) for inside in (".", "images")]
     for folder in own:
         if folder.is_dir():

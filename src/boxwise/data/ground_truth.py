@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 
 from boxwise.data.coco import Annotated
-from boxwise.data.coco_files import Json, read_json
+from boxwise.data.coco_files import Json
 from boxwise.data.decode import BadImage, read_header
 from boxwise.data.orientation import upright_boxes, upright_mask, upright_points, upright_size
+from boxwise.data.outlines import rle, unpacked
+
+DENSE_SIDE = 255
+"""DensePose counts its points from 0 to 255 across a box and down."""
 
 
 def turn_of(path: Path, said: tuple[int, int], stored: tuple[int, int], orientation: int) -> int:
@@ -38,7 +42,7 @@ def ground_truth(table: Annotated, images: np.ndarray) -> Json:
     json is in the frame of the stored file are turned upright; all others are untouched. Annotations are
     numbered anew unless their ids are 1 or more and differ: evaluators take an id of 0 for "no match".
     """
-    raw, digest = read_json(table.file)
+    raw, digest = table.reader()
     if digest != table.digest:
         raise ValueError(f"{table.file}: has changed since it was opened; start again")
     kept_images, kept = [], []
@@ -54,39 +58,49 @@ def ground_truth(table: Annotated, images: np.ndarray) -> Json:
             annotation = {**raw["annotations"][table.rows[k]]}
             annotation.setdefault("area", float(table.areas[k]))
             annotation["iscrowd"] = int(table.crowd[k])
-            kept.append(annotation if turn == 1 else _upright(annotation, turn, width, height))
+            kept.append(annotation if turn == 1 else upright(annotation, turn, width=width, height=height))
     ids = [annotation.get("id") for annotation in kept]
     if not all(type(i) is int and i > 0 for i in ids) or len(set(ids)) < len(ids):
         kept = [{**annotation, "id": k} for k, annotation in enumerate(kept, start=1)]
     return {**raw, "info": raw.get("info", {}), "images": kept_images, "annotations": kept}
 
 
-def _upright(annotation: Json, turn: int, width: int, height: int) -> Json:
-    """The annotation in the frame of the upright picture; `width` and `height` are the stored picture's."""
+def upright(annotation: Json, turn: int, *, width: int, height: int) -> Json:
+    """Those fields that say where, in the frame of the upright picture; `width` and `height` are the stored one's.
+
+    Whatever of bbox, segmentation, keypoints and DensePose's fields is there is turned, all else is kept.
+    """
     turned = dict(annotation)
-    x, y, w, h = annotation["bbox"]
-    corners = np.array([x, y, x + w, y + h], dtype=np.float64)
-    left, top, right, bottom = upright_boxes(corners, turn, width=width, height=height).tolist()
-    turned["bbox"] = [left, top, right - left, bottom - top]
+    if annotation.get("bbox"):
+        x, y, w, h = annotation["bbox"]
+        corners = np.array([x, y, x + w, y + h], dtype=np.float64)
+        left, top, right, bottom = upright_boxes(corners, turn, width=width, height=height).tolist()
+        turned["bbox"] = [left, top, right - left, bottom - top]
     outline = annotation.get("segmentation")
     if isinstance(outline, dict):
         turned["segmentation"] = _upright_rle(outline, turn)
     elif outline:
         points = [np.array(p, dtype=np.float64).reshape(-1, 2) for p in outline]
-        upright = [upright_points(p, turn, width=width, height=height) for p in points]
-        turned["segmentation"] = [p.ravel().tolist() for p in upright]
+        found = [upright_points(p, turn, width=width, height=height) for p in points]
+        turned["segmentation"] = [p.ravel().tolist() for p in found]
     if annotation.get("keypoints"):
         marks = np.array(annotation["keypoints"], dtype=np.float64).reshape(-1, 3)
         seen = marks[:, 2] > 0
         marks[seen, :2] = upright_points(marks[seen, :2], turn, width=width, height=height)
         turned["keypoints"] = marks.ravel().tolist()
-    return turned
+    return _upright_dense(turned, turn)
 
 
-def _upright_rle(rle: dict[str, Any], turn: int) -> dict[str, Any]:
-    from faster_coco_eval.core import mask as masks  # slow to import, and seldom needed
+def _upright_dense(annotation: Json, turn: int) -> Json:
+    """DensePose's points and part masks lie in a frame that spans the box, whatever its size."""
+    if annotation.get("dp_x") and annotation.get("dp_y"):
+        points = np.array([annotation["dp_x"], annotation["dp_y"]], dtype=np.float64).T
+        x, y = upright_points(points, turn, width=DENSE_SIDE, height=DENSE_SIDE).T
+        annotation |= {"dp_x": x.tolist(), "dp_y": y.tolist()}
+    if annotation.get("dp_masks"):
+        annotation["dp_masks"] = [m and _upright_rle(m, turn) for m in annotation["dp_masks"]]
+    return annotation
 
-    height, width = rle["size"]
-    packed = masks.frPyObjects(rle, height, width) if isinstance(rle["counts"], list) else rle
-    found = masks.encode(np.asfortranarray(upright_mask(masks.decode(packed), turn)))
-    return {"size": list(found["size"]), "counts": found["counts"].decode("ascii")}
+
+def _upright_rle(runs: dict[str, Any], turn: int) -> dict[str, Any]:
+    return rle(upright_mask(unpacked(runs), turn))

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-from boxwise.data.coco import Annotated, Category, read_annotated
+from boxwise.data.coco import DENSE, Annotated, Category, Format, extra, read_annotated
 from boxwise.data.coco_files import Json, coco_split, image_folder, is_coco_root
 from boxwise.data.decode import decode_oriented
-from boxwise.data.ground_truth import ground_truth, turn_of
+from boxwise.data.ground_truth import ground_truth, turn_of, upright
 from boxwise.data.orientation import upright_boxes, upright_size
 from boxwise.data.sources import fingerprint, refuse_unreadable
 from boxwise.shapes import Picture
@@ -43,6 +44,8 @@ class Labels:
     """Of the outline where the json states it, else of the box."""
     crowd: Bool[Tensor, " N"]
     """One box around many things: to be ignored, neither learned nor counted."""
+    extras: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Of each field that was asked for, the value that each box has in the json, upright; none where it has none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +63,11 @@ class Labelled:
         """By id; the label of categories[k] is k + 1."""
         return self.table.categories
 
+    @property
+    def format(self) -> Format:
+        """The layout that was found."""
+        return self.table.format
+
     def __len__(self) -> int:
         return len(self.index)
 
@@ -72,9 +80,20 @@ class Labelled:
         width, height = (int(v) for v in self.table.sizes[row])
         turn = turn_of(path, (width, height), stored, orientation)
         found = slice(self.table.first[row], self.table.first[row + 1])
-        boxes = upright_boxes(self.table.boxes[found], turn, width=width, height=height)
-        arrays = boxes, self.table.labels[found], self.table.areas[found], self.table.crowd[found]
-        return picture, Labels(*(torch.from_numpy(np.array(a)) for a in arrays))
+        placed = upright_boxes(self.table.boxes[found], turn, width=width, height=height)
+        arrays = placed, self.table.labels[found], self.table.areas[found], self.table.crowd[found]
+        boxes, labels, area, crowd = (torch.from_numpy(np.array(a)) for a in arrays)
+        extras = self._extras(found, turn, width=width, height=height)
+        return picture, Labels(boxes, labels, area, crowd, extras)
+
+    def _extras(self, found: slice, turn: int, *, width: int, height: int) -> dict[str, tuple[Any, ...]]:
+        """Of the annotations `found`, the fields that were asked for, freed of `turn`."""
+        held: list[Json] = []
+        for k in range(found.start, found.stop):
+            values = {name: json.loads(texts[k]) for name, texts in self.table.extras.items()}
+            values |= values.pop(DENSE, None) or {}
+            held.append(values if turn == 1 else upright(values, turn, width=width, height=height))
+        return {name: tuple(extra(values, name) for values in held) for name in self.table.extras}
 
     def name(self, index: int) -> str:
         """As in the json, relative to the folder of images."""
@@ -114,18 +133,21 @@ def open_labelled(
     val: Path | str | None = None,
     categories: Sequence[Category] | None = None,
     max_value: int | None = None,
+    extras: Collection[str] = (),
 ) -> Labelled:
     """One split of a COCO root; or the json `data` with its `images`, for the val split `val` if it is given.
 
     Without `images` the files lie where COCO keeps them, or beside the json. With `categories` (a detector's
-    own) labels follow them, and a json that knows others is refused. Raises ValueError that lists all that is
-    wrong, each with its mend.
+    own) labels follow them, and a json that knows others is refused. `extras` names fields of annotations that
+    `Labelled.read` is to give beside boxes: "segmentation", "keypoints", and "dp" for all of DensePose's. A
+    root's person_keypoints_*.json or densepose_*.json stands for its instances where they are asked for. Raises
+    ValueError that lists all that is wrong, each with its mend.
     """
     data = Path(data)
     if is_coco_root(data):
         if images is not None or val is not None:
             raise ValueError(f"{data}: --images and --val go with --data FILE.json; {LABELLED}")
-        found = coco_split(data, split)
+        found = coco_split(data, split, extras=extras)
         file, folder = found.file, found.folder
     elif data.suffix.lower() == ".json":
         file = Path(val) if split == "val" and val is not None else data
@@ -133,7 +155,7 @@ def open_labelled(
     else:
         there = "no labels here" if data.exists() else "no such file or folder"
         raise ValueError(f"{data}: {there}; {LABELLED}")
-    table = read_annotated(file, folder, categories=categories)
+    table = read_annotated(file, folder, categories=categories, extras=extras)
     labelled = Labelled(table, np.arange(len(table.names), dtype=np.int64), max_value)
     refuse_unreadable(file, len(labelled), labelled.path, max_value=max_value)
     return labelled
