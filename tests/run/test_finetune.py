@@ -22,7 +22,7 @@ from boxwise.run.finetune import finetune
 from boxwise.run.pretrain import pretrain
 from boxwise.run.scenes import scenes
 from boxwise.strict import SettingsError, load_yaml
-from boxwise.transfer.evaluate import FIGURES
+from boxwise.transfer.metrics import FIGURES
 
 STILL = {"lr": 0.0}
 """Weights end as they began."""
@@ -62,8 +62,8 @@ def state(run: Path) -> dict[str, torch.Tensor]:
 
 def test_from_random_weights(random_arm: Path, data: Path) -> None:
     results = json.loads((random_arm / "results.json").read_text())
-    assert results.keys() == {*FIGURES, "images", "seconds"} and results["images"] == 3
-    assert all(-1 <= results[name] <= 100 for name in FIGURES) and results["seconds"] > 0
+    assert results.keys() == {*FIGURES["bbox"], "images", "seconds"} and results["images"] == 3
+    assert all(-1 <= results[name] <= 100 for name in FIGURES["bbox"]) and results["seconds"] > 0
     assert (random_arm / "match.txt").read_text() == "random weights\n"
     train = open_labelled(data, split="train")
     assert (random_arm / "labelled.txt").read_text().split() == [train.name(i) for i in range(12)]
@@ -93,7 +93,7 @@ def test_evaluate_gives_the_runs_own_figures(
     before = json.loads((random_arm / "results.json").read_text())
     assert main(["evaluate", str(random_arm), "--data", str(data), "--json", "--device", "cpu"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures == {key: before[key] for key in (*FIGURES, "images")}
+    assert figures == {key: before[key] for key in (*FIGURES["bbox"], "images")}
     assert main(["evaluate", str(random_arm), "--data", str(data), "--device", "cpu"]) == 0
     assert f"AP50   {before['AP50']:6.2f}" in capsys.readouterr().out
 

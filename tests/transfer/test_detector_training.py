@@ -11,11 +11,11 @@ from boxwise.data.loader import Each, Sampler, load_all
 from boxwise.data.targets import Labelled
 from boxwise.engine.folder import RunFolder
 from boxwise.engine.loop import fit
-from boxwise.transfer.detectors import DetectorConfig, build_detector
+from boxwise.transfer.detectors.rcnn import FasterRCNNFPN
 from boxwise.transfer.samples import DetectionBatch, TrainSamples, collate
 from boxwise.transfer.task import DetectionTask
 
-CONFIG = DetectorConfig(
+CONFIG = FasterRCNNFPN(
     backbone="resnet18",
     fpn_channels=16,
     min_size=64,
@@ -45,7 +45,7 @@ def train(
 ) -> dict[str, torch.Tensor]:
     """Four steps, with a checkpoint after each second; the images give out at `stop_at`."""
     torch.manual_seed(0)
-    task = DetectionTask(build_detector(CONFIG, classes=2, mean=(0.5,) * 3, std=(0.2,) * 3))
+    task = DetectionTask(CONFIG.build(classes=2, mean=(0.5,) * 3, std=(0.2,) * 3))
 
     def loads(start: int) -> Iterator[DetectionBatch]:
         for step, batch in enumerate(batches(drawn, start, 4), start):
@@ -77,7 +77,7 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(drawn: Labelled, tmp_p
     assert resumed.keys() == whole.keys()
     assert [n for n, t in whole.items() if not torch.equal(t, resumed[n])] == []
     torch.manual_seed(0)
-    untrained = build_detector(CONFIG, classes=2, mean=(0.5,) * 3, std=(0.2,) * 3).state_dict()
+    untrained = CONFIG.build(classes=2, mean=(0.5,) * 3, std=(0.2,) * 3).state_dict()
     assert not torch.equal(
         whole["detector.rpn.head.cls_logits.weight"], untrained["rpn.head.cls_logits.weight"]
     )

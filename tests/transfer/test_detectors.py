@@ -10,20 +10,20 @@ from torchvision.ops import FrozenBatchNorm2d
 from boxwise.interop.files import load_weights, save_weights
 from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.heads import box_head
-from boxwise.transfer.detectors import DetectorConfig, build_detector, parts
+from boxwise.transfer.detectors.rcnn import FasterRCNNFPN
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = {"backbone": "resnet18", "fpn_channels": 32, "min_size": 96, "max_size": 160}
 
 
 def small(**changes: object) -> FasterRCNN:
-    return build_detector(DetectorConfig(**{**SMALL, **changes}), classes=2, mean=MEAN, std=STD)
+    return FasterRCNNFPN(**{**SMALL, **changes}).build(classes=2, mean=MEAN, std=STD)
 
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[FasterRCNN, FasterRCNN]:
     """Our detector and torchvision's with the same weights and options."""
-    config = DetectorConfig(
+    config = FasterRCNNFPN(
         backbone="resnet50",
         aligned=False,
         min_size=96,
@@ -36,7 +36,7 @@ def pair() -> tuple[FasterRCNN, FasterRCNN]:
         score_threshold=0.01,
     )
     torch.manual_seed(0)
-    ours = build_detector(config, classes=4, mean=MEAN, std=STD)
+    ours = config.build(classes=4, mean=MEAN, std=STD)
     theirs = fasterrcnn_resnet50_fpn_v2(
         weights=None,
         weights_backbone=None,
@@ -118,7 +118,7 @@ def test_nothing_is_downloaded(backbone: str, no_network: None, tmp_path, monkey
     with torch.device("meta"):  # names and shapes without numbers: quick
         build_encoder(EncoderConfig(backbone=backbone))
         build_encoder(EncoderConfig(backbone=backbone, fpn=True))
-        build_detector(DetectorConfig(backbone=backbone), classes=3, mean=MEAN, std=STD)
+        FasterRCNNFPN(backbone=backbone).build(classes=3, mean=MEAN, std=STD)
     assert not any(tmp_path.rglob("*.*"))
 
 
@@ -217,7 +217,7 @@ def test_a_frozen_norm_computes_with_the_statistics_it_was_given(tmp_path) -> No
             nn.init.uniform_(module.weight, 0.5, 2)
     save_weights(tmp_path, {"backbone": source.body}, {})
     model = small(norm="frozen").train()
-    load_weights(tmp_path).into(parts(model)).require(["backbone"])
+    load_weights(tmp_path).into(model.parts()).require(["backbone"])
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         expected = source.eval()(image)["c5"]
@@ -237,8 +237,8 @@ def test_pretrained_backbone_fpn_and_head_arrive_whole(tmp_path) -> None:
     head = box_head(32)
     save_weights(tmp_path, {"backbone": encoder.body, "fpn": encoder.fpn, "head": head}, {"mean": [0.5] * 3})
     weights = load_weights(tmp_path)
-    model = build_detector(DetectorConfig(**SMALL), classes=2, mean=weights.mean, std=weights.std)
-    report = weights.into(parts(model))
+    model = FasterRCNNFPN(**SMALL).build(classes=2, mean=weights.mean, std=weights.std)
+    report = weights.into(model.parts())
     report.require()
     assert report.share == 1 and report.promised == ("backbone", "fpn", "head")
     state = model.state_dict()
@@ -265,11 +265,9 @@ def test_pretrained_backbone_fpn_and_head_arrive_whole(tmp_path) -> None:
     ],
 )
 def test_anchors_follow_the_image_size(size: int, anchors: int, canonical: int) -> None:
-    config = DetectorConfig(min_size=size, max_size=2000)
+    config = FasterRCNNFPN(min_size=size, max_size=2000)
     assert config.anchors() == tuple(anchors << i for i in range(5)) and config.canonical() == canonical
-    told = DetectorConfig(
-        min_size=size, max_size=2000, anchor_sizes=(4, 8, 20, 40, 90), roi_canonical_size=77
-    )
+    told = FasterRCNNFPN(min_size=size, max_size=2000, anchor_sizes=(4, 8, 20, 40, 90), roi_canonical_size=77)
     assert told.anchors() == (4, 8, 20, 40, 90) and told.canonical() == 77
 
 
@@ -321,12 +319,12 @@ def test_boxes_stay_exact_in_bfloat16() -> None:
 
 
 def test_problems_are_named() -> None:
-    bad = DetectorConfig(frozen_stages=6, min_size=900, max_size=800, flip=1.5)
+    bad = FasterRCNNFPN(frozen_stages=6, min_size=900, max_size=800, flip=1.5)
     keys = {line.split(":")[0] for line in bad.problems(pretrained=True)}
     assert keys == {"detector.frozen_stages", "detector.min_size", "detector.flip"}
-    bad = DetectorConfig(box_batch_size_per_image=0, train_sizes=(640, 2000), roi_canonical_size=-5)
+    bad = FasterRCNNFPN(box_batch_size_per_image=0, train_sizes=(640, 2000), roi_canonical_size=-5)
     keys = {line.split(":")[0].split(",")[0] for line in bad.problems(pretrained=True)}
     assert keys == {"detector.box_batch_size_per_image", "detector.train_sizes", "detector.anchor_sizes"}
-    assert not [*DetectorConfig(frozen_stages=2).problems(pretrained=True)]
-    assert "random weights" in next(DetectorConfig(norm="frozen").problems(pretrained=False))
-    assert not [*DetectorConfig().problems(pretrained=False)]
+    assert not [*FasterRCNNFPN(frozen_stages=2).problems(pretrained=True)]
+    assert "random weights" in next(FasterRCNNFPN(norm="frozen").problems(pretrained=False))
+    assert not [*FasterRCNNFPN().problems(pretrained=False)]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign
 
-from boxwise.transfer.pooler import RoIPooler
+from boxwise.transfer.detectors.pooler import RoIPooler
 
 STRIDES = {"0": 4, "1": 8, "2": 16, "3": 32}
 CORNER = torch.tensor([0.0, 0.0, 256.0, 192.0])

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from boxwise.data.targets import Labelled
-from boxwise.transfer.detectors import DetectorConfig
+from boxwise.transfer.detectors.rcnn import FasterRCNNFPN
 from boxwise.transfer.samples import Sample, TestSamples, TrainSamples, collate, target_size
 
 
-def config(**changes: object) -> DetectorConfig:
-    return DetectorConfig(**{"min_size": 64, "max_size": 96, "flip": 0.0, **changes})
+def config(**changes: object) -> FasterRCNNFPN:
+    return FasterRCNNFPN(**{"min_size": 64, "max_size": 96, "flip": 0.0, **changes})
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@ import torch
 from torchvision.models.detection import FasterRCNN
 
 from boxwise.data.targets import Labelled
-from boxwise.transfer.detectors import DetectorConfig, build_detector
+from boxwise.transfer.detectors.rcnn import FasterRCNNFPN
 from boxwise.transfer.samples import DetectionBatch, TrainSamples, collate
 from boxwise.transfer.task import Detection, DetectionTask
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-CONFIG = DetectorConfig(
+CONFIG = FasterRCNNFPN(
     backbone="resnet18",
     fpn_channels=32,
     min_size=64,
@@ -24,7 +24,7 @@ CONFIG = DetectorConfig(
 @pytest.fixture
 def detector() -> FasterRCNN:
     torch.manual_seed(0)
-    return build_detector(CONFIG, classes=2, mean=MEAN, std=STD)
+    return CONFIG.build(classes=2, mean=MEAN, std=STD)
 
 
 @pytest.fixture(scope="module")

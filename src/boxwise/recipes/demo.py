@@ -10,7 +10,7 @@ from boxwise.methods import scrl
 from boxwise.nn.encoder import EncoderConfig
 from boxwise.recipes.pretrain import scrl_fpn
 from boxwise.recipes.recipe import Recipe, TransferRecipe
-from boxwise.transfer.detectors import DetectorConfig
+from boxwise.transfer.detectors.rcnn import FasterRCNNFPN
 
 SIZE = 96
 """Pixels a side of the scenes."""
@@ -57,7 +57,7 @@ def finetuning(*, seed: int, steps: int) -> TransferRecipe:
     """Faster R-CNN FPN; rate and length were chosen for the random arm, and hold for both."""
     return TransferRecipe(
         name="demo_faster_rcnn_fpn",
-        detector=DetectorConfig(
+        detector=FasterRCNNFPN(
             backbone="resnet18",
             fpn_channels=CHANNELS,
             min_size=SIZE,

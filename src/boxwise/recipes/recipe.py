@@ -17,7 +17,8 @@ from boxwise.methods import detco, image_level, insloc, resim, scrl, soco
 from boxwise.methods.base import MethodConfig
 from boxwise.nn.encoder import RESNETS, EncoderConfig
 from boxwise.strict import Raw, SettingsError, keys, merge, nearest, plain, read
-from boxwise.transfer.detectors import DetectorConfig
+from boxwise.transfer.detectors import rcnn
+from boxwise.transfer.detectors.base import DetectorConfig
 
 C = TypeVar("C", bound="Configuration")
 Optimiser = Annotated[SGD | LARS | AdamW, Field(discriminator="name")]
@@ -33,6 +34,7 @@ BuiltInMethod = Annotated[
     | image_level.SimSiamConfig,
     Field(discriminator="name"),
 ]
+BuiltInDetector = Annotated[rcnn.FasterRCNNFPN, Field()]
 
 SHORT = {
     "batch_size": "run.batch_size",
@@ -123,9 +125,10 @@ class Configuration(ABC):
         return recipe
 
     def _kind(self, section: str, kind: Any, raw: Raw) -> Any:
-        """A method of another name than the recipe's own is one of ours; a user's own is read as its own class."""
-        if section == "method" and raw[section].get("name") != plain(self)["method"]["name"]:
-            return BuiltInMethod
+        """One of another name than the recipe's own is one of ours; a user's own is read as its own class."""
+        ours = {"method": BuiltInMethod, "detector": BuiltInDetector}
+        if section in ours and raw[section].get("name") != plain(self)[section]["name"]:
+            return ours[section]
         return kind
 
     def nested(self, layer: Mapping[str, Any]) -> Raw:
@@ -222,7 +225,7 @@ class TransferRecipe(Configuration):
 
     def kinds(self) -> dict[str, Any]:
         return {
-            "detector": DetectorConfig,
+            "detector": type(self.detector),
             "optim": Optimiser,
             "schedule": Schedule,
             "run": Run,

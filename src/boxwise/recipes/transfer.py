@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from boxwise.config import SGD, Run, Schedule
 from boxwise.recipes.recipe import TransferRecipe
-from boxwise.transfer.detectors import DetectorConfig
+from boxwise.transfer.detectors.rcnn import FasterRCNNFPN
 
 
 def faster_rcnn_fpn() -> TransferRecipe:
@@ -16,7 +16,7 @@ def faster_rcnn_fpn() -> TransferRecipe:
     """
     return TransferRecipe(
         name="faster_rcnn_fpn",
-        detector=DetectorConfig(backbone="resnet50"),
+        detector=FasterRCNNFPN(backbone="resnet50"),
         optim=SGD(lr=0.02, lr_batch=16, weight_decay=1e-4),
         schedule=Schedule(
             epochs=24, kind="multistep", milestones=(2 / 3, 8 / 9), warmup_steps=100, warmup_from=0.001

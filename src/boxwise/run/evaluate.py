@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torchvision.models.detection import FasterRCNN
 
 from boxwise.data.targets import Category, open_labelled
 from boxwise.engine.loop import device_of, dtype_of
 from boxwise.interop.files import find_model, read_card, read_state
+from boxwise.recipes.recipe import BuiltInDetector
 from boxwise.strict import read
-from boxwise.transfer.detectors import DetectorConfig, build_detector
-from boxwise.transfer.evaluate import FIGURES, coco_figures, predict
+from boxwise.transfer.detectors.base import Detector, DetectorConfig
+from boxwise.transfer.evaluate import predict
+from boxwise.transfer.metrics import FIGURES, coco_figures
 
 
 def evaluate(
@@ -41,20 +42,20 @@ def evaluate(
     return {**coco_figures(test.coco(), found), "images": len(test)}
 
 
-def load_detector(run: Path) -> tuple[FasterRCNN, DetectorConfig, tuple[Category, ...]]:
+def load_detector(run: Path) -> tuple[Detector, DetectorConfig, tuple[Category, ...]]:
     """The detector that `boxwise finetune` left in `run`, its settings, its categories in the order of labels."""
     file = find_model(run)
     card = read_card(file.parent)
     if "detector" not in card:
         raise ValueError(f"{run}: holds no detector; name a folder that boxwise finetune wrote")
-    config: DetectorConfig = read(DetectorConfig, card["detector"], at="detector")
-    categories = tuple(Category(**c) for c in card["categories"])
-    detector = build_detector(config, classes=len(categories), mean=card["mean"], std=card["std"])
+    config: DetectorConfig = read(BuiltInDetector, card["detector"], at="detector")
+    categories = tuple(Category.of(c) for c in card["categories"])
+    detector = config.build(classes=len(categories), mean=card["mean"], std=card["std"])
     detector.load_state_dict(read_state(file))
     return detector, config, categories
 
 
 def as_table(figures: Mapping[str, Any]) -> str:
     """One figure a line, as people compare them."""
-    lines = [f"{name:<6} {figures[name]:6.2f}" for name in FIGURES]
+    lines = [f"{name:<6} {figures[name]:6.2f}" for name in FIGURES["bbox"]]
     return "\n".join([*lines, f"on {figures['images']} images, in 0..100; -1: no object of that size"])

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import distributed as dist
-from torchvision.models.detection import FasterRCNN
 
 from boxwise.data.loader import Each, Policy, Sampler, load_all
 from boxwise.data.targets import Labelled, choose, open_labelled
@@ -26,8 +25,9 @@ from boxwise.run.find import saved, say, transfer_recipe
 from boxwise.run.fit import fitted_transfer
 from boxwise.run.show import detections_sheet, write_picture
 from boxwise.strict import SettingsError, dump_yaml, plain
-from boxwise.transfer.detectors import build_detector, parts
-from boxwise.transfer.evaluate import coco_figures, predict
+from boxwise.transfer.detectors.base import Detector
+from boxwise.transfer.evaluate import predict
+from boxwise.transfer.metrics import coco_figures
 from boxwise.transfer.samples import DetectionBatch, TrainSamples, collate
 from boxwise.transfer.task import DetectionTask
 
@@ -85,9 +85,14 @@ def finetune(
 
 
 def labelled_splits(
-    data: str | Path, *, images: Path | None = None, val: Path | None = None, max_value: int | None = None
+    data: str | Path,
+    *,
+    images: Path | None = None,
+    val: Path | None = None,
+    max_value: int | None = None,
+    extras: Collection[str] = (),
 ) -> tuple[Labelled, Labelled]:
-    """What to train and what to measure on, with one list of categories.
+    """What to train and what to measure on, with one list of categories and the fields `extras` of annotations.
 
     Raises ValueError for a json without another to measure on: nobody is to take its figures for a test's.
     """
@@ -95,10 +100,9 @@ def labelled_splits(
         raise ValueError(
             f"{data}: pass --val FILE.json, images to measure on (the same file, to measure on what it trains on)"
         )
-    train = open_labelled(data, split="train", images=images, val=val, max_value=max_value)
-    test = open_labelled(
-        data, split="val", images=images, val=val, max_value=max_value, categories=train.categories
-    )
+    options: dict[str, Any] = {"images": images, "val": val, "max_value": max_value, "extras": extras}
+    train = open_labelled(data, split="train", **options)
+    test = open_labelled(data, split="val", **options, categories=train.categories)
     return train, test
 
 
@@ -112,6 +116,7 @@ def adopted(recipe: TransferRecipe, weights: Weights, given: Collection[str]) ->
     if not encoder.get("fpn"):
         theirs = {key: theirs[key] for key in theirs if key == "backbone"}
     ours = plain(recipe.detector)
+    theirs = {key: value for key, value in theirs.items() if key in ours}
     wrong = [
         f"detector.{key}: {ours[key]} was asked for, but {weights.source} holds {value}"
         for key, value in theirs.items()
@@ -140,10 +145,10 @@ def run_transfer(
         raise ValueError("no labelled image to train on: raise --labels")
     torch.manual_seed(run.seed)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if weights is None else (weights.mean, weights.std)
-    detector = build_detector(recipe.detector, classes=len(train.categories), mean=mean, std=std)
+    detector = recipe.detector.build(classes=len(train.categories), mean=mean, std=std)
     report = None
     if weights is not None:
-        report = weights.into(parts(detector))
+        report = weights.into(detector.parts())
         if leads():
             print(report, file=sys.stderr)
         report.require(weights.parts)
@@ -189,7 +194,7 @@ def run_transfer(
 
 
 def measure(
-    folder: Path, detector: FasterRCNN, recipe: TransferRecipe, test: Labelled, *, seconds: float
+    folder: Path, detector: Detector, recipe: TransferRecipe, test: Labelled, *, seconds: float
 ) -> dict[str, Any]:
     """Writes detections.json, results.json and figures/detections.png; returns the results.
 
@@ -247,7 +252,7 @@ def _loads(
 
 def _keep(
     folder: Path,
-    detector: FasterRCNN,
+    detector: Detector,
     recipe: TransferRecipe,
     train: Labelled,
     mean: tuple[float, ...],

@@ -1,4 +1,4 @@
-"""What a detector finds, and COCO's twelve figures of it."""
+"""What a detector finds on labelled images."""
 
 from __future__ import annotations
 
@@ -6,25 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.models.detection import FasterRCNN
 
 from boxwise.data.targets import Labelled
-from boxwise.transfer.detectors import DetectorConfig
+from boxwise.transfer.detectors.base import Detector, DetectorConfig
 from boxwise.transfer.samples import DetectionBatch, TestSamples, collate
 from boxwise.transfer.task import Detection
-
-FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""In COCO's own order."""
 
 Result = dict[str, Any]
 """A detection as COCO writes it: image_id, category_id, bbox as xywh in source pixels, score."""
 
 
 def predict(
-    model: FasterRCNN,
+    model: Detector,
     labelled: Labelled,
     *,
     config: DetectorConfig,
@@ -63,21 +58,6 @@ def predict(
     return results
 
 
-def coco_figures(truth: Mapping[str, Any], results: Sequence[Result]) -> dict[str, float]:
-    """COCO's twelve figures in 0..100, by name; -1 where the truth has no object of that size.
-
-    `truth` is COCO json as a dict. Ids of annotations are given anew, since an object of id 0 would count as
-    missed.
-    """
-    annotations = [{**a, "id": i + 1} for i, a in enumerate(truth["annotations"])]
-    coco = COCO({**truth, "annotations": annotations})
-    found = coco.loadRes([dict(r) for r in results])
-    judge = COCOeval_faster(coco, found, "bbox", print_function=_silent)
-    judge.run()
-    stats = [float(value) for value in judge.stats]
-    return {n: 100 * s if s >= 0 else -1.0 for n, s in zip(FIGURES, stats, strict=True)}
-
-
 def _results(
     found: Sequence[Mapping[str, Tensor]], batch: DetectionBatch, labelled: Labelled
 ) -> Iterator[Result]:
@@ -94,7 +74,3 @@ def _results(
         for box, score, label in zip(boxes.tolist(), part[:, 4].tolist(), part[:, 5].tolist(), strict=True):
             category = labelled.categories[int(label) - 1].id
             yield {"image_id": image, "category_id": category, "bbox": box, "score": score}
-
-
-def _silent(*words: object) -> None:
-    """faster-coco-eval talks through the function it is given."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as T
 
 from boxwise.data.targets import Labelled
 from boxwise.shapes import Picture
-from boxwise.transfer.detectors import DetectorConfig
+from boxwise.transfer.annotations import Frame, keypoint_names, learned
+from boxwise.transfer.detectors.base import DetectorConfig
 
 MULTIPLE = 32
 """Sides of a batch are padded to this, the coarsest stride that halves without remainder."""
@@ -35,6 +35,8 @@ class Sample:
     """Row in the labelled set."""
     source: tuple[int, int]
     """Height and width of the decoded image."""
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    """What else the detector learns from: masks (N, h, w), keypoints (N, K, 3) ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +56,36 @@ class DetectionBatch:
     """Row of each image in the labelled set."""
     sources: tuple[tuple[int, int], ...]
     """Height and width of each decoded image."""
+    extras: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    """By name, one tensor an image, as in its sample."""
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def to(self, device: torch.device | str) -> DetectionBatch:
         """The same batch on `device`; copies from pinned memory do not wait."""
-        moved = (t.to(device, non_blocking=True) for t in (self.images, self.boxes, self.labels))
-        return self._with(*moved)
+        return self._each(lambda t: t.to(device, non_blocking=True))
 
     def pin_memory(self) -> DetectionBatch:
         """Called by torch's DataLoader."""
-        return self._with(*(t.pin_memory() for t in (self.images, self.boxes, self.labels)))
+        return self._each(Tensor.pin_memory)
 
     def targets(self) -> list[dict[str, Tensor]]:
-        """Boxes and labels of each image, as torchvision's detectors take them."""
+        """Boxes, labels and extras of each image, as torchvision's detectors take them."""
         split = zip(self.boxes.split(self.counts), self.labels.split(self.counts), strict=True)
-        return [{"boxes": boxes, "labels": labels} for boxes, labels in split]
+        return [
+            {"boxes": boxes, "labels": labels, **{name: rows[i] for name, rows in self.extras.items()}}
+            for i, (boxes, labels) in enumerate(split)
+        ]
 
-    def _with(self, images: Tensor, boxes: Tensor, labels: Tensor) -> DetectionBatch:
-        return replace(self, images=images, boxes=boxes, labels=labels)
+    def _each(self, move: Callable[[Tensor], Tensor]) -> DetectionBatch:
+        return replace(
+            self,
+            images=move(self.images),
+            boxes=move(self.boxes),
+            labels=move(self.labels),
+            extras={name: tuple(move(t) for t in rows) for name, rows in self.extras.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +101,25 @@ class TrainSamples:
 
     def sample(self, index: int, epoch: int) -> Sample:
         """A function of (seed, epoch, index), whichever process asks. Raises what reading raises."""
-        size, flip = np.random.default_rng([self.seed, epoch, index, USE]).random(2)
+        draw, mirror = np.random.default_rng([self.seed, epoch, index, USE]).random(2).tolist()
         picture, labels = self.labelled.read(index)
-        sizes = self.config.train_sizes or (self.config.min_size,)
-        keep = ~labels.crowd
-        image, boxes = _resized(
-            picture, labels.boxes[keep], short=sizes[int(size * len(sizes))], long=self.config.max_size
+        config = self.config
+        sizes = config.train_sizes or (config.min_size,)
+        image = _resized(
+            picture, short=sizes[int(draw * len(sizes))], long=config.train_max_size or config.max_size
         )
-        if flip < self.config.flip:
-            image, boxes = T.horizontal_flip(image), T.horizontal_flip(boxes)
-        boxes = T.clamp_bounding_boxes(boxes)
-        seen = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        return _sample(image, boxes[seen], labels.labels[keep][seen], index, picture)
+        frame = Frame(_sides(picture), _sides(image), flip=mirror < config.flip)
+        boxes = frame.boxes(labels.boxes)
+        rows = (~labels.crowd & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)).nonzero()[:, 0]
+        extras = {name: [values[row] for row in rows.tolist()] for name, values in labels.extras.items()}
+        return Sample(
+            T.horizontal_flip(image) if frame.flip else image,
+            boxes[rows],
+            labels.labels[rows],
+            index,
+            frame.source,
+            learned(config.kinds(), extras, frame, keypoints=keypoint_names(self.labelled.categories)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +136,9 @@ class TestSamples:
 
     def __getitem__(self, index: int) -> Sample:
         picture, _ = self.labelled.read(index)
-        none = picture.new_zeros((0, 4), dtype=torch.float32)
-        image, boxes = _resized(picture, none, short=self.config.min_size, long=self.config.max_size)
-        return _sample(image, boxes, none[:, 0].long(), index, picture)
+        image = _resized(picture, short=self.config.min_size, long=self.config.max_size)
+        none = torch.zeros((0, 4))
+        return Sample(image, none, none[:, 0].long(), index, _sides(picture))
 
 
 def target_size(height: int, width: int, *, short: int, long: int) -> tuple[int, int]:
@@ -143,22 +162,15 @@ def collate(samples: Sequence[Sample]) -> DetectionBatch:
         counts=tuple(len(s.boxes) for s in samples),
         index=tuple(s.index for s in samples),
         sources=tuple(s.source for s in samples),
+        extras={name: tuple(s.extras[name] for s in samples) for name in samples[0].extras},
     )
 
 
-def _resized(
-    picture: Tensor, boxes: Tensor, *, short: int, long: int
-) -> tuple[tv_tensors.Image, tv_tensors.BoundingBoxes]:
-    """Antialiased; boxes scale by what each side really became."""
-    canvas = (picture.shape[1], picture.shape[2])
-    size = target_size(*canvas, short=short, long=long)
-    image = tv_tensors.Image(picture)
-    placed = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=canvas)
-    if size == canvas:
-        return image, placed
-    return T.resize(image, [*size], antialias=True), T.resize(placed, [*size])
+def _resized(picture: Picture, *, short: int, long: int) -> UInt8[Tensor, "3 _h _w"]:
+    """Antialiased; `picture` itself where it has that size."""
+    size = target_size(*_sides(picture), short=short, long=long)
+    return picture if size == _sides(picture) else T.resize(picture, [*size], antialias=True)
 
 
-def _sample(image: Tensor, boxes: Tensor, labels: Tensor, index: int, picture: Tensor) -> Sample:
-    source = (picture.shape[1], picture.shape[2])
-    return Sample(image.as_subclass(Tensor), boxes.as_subclass(Tensor), labels, index, source)
+def _sides(picture: Picture) -> tuple[int, int]:
+    return picture.shape[1], picture.shape[2]

@@ -6,19 +6,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 
 from boxwise.shapes import Image, Scalar
+from boxwise.transfer.detectors.base import Detector, Targets
 from boxwise.transfer.samples import DetectionBatch
-
-TERMS = {
-    "loss_objectness": "objectness",
-    "loss_rpn_box_reg": "rpn_box",
-    "loss_classifier": "classifier",
-    "loss_box_reg": "box",
-}
-"""torchvision's names of the four losses, and ours."""
 
 
 class Detection(nn.Module):
@@ -30,28 +22,21 @@ class Detection(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, detector: FasterRCNN) -> None:
+    def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.detector = detector
         for name in ("mean", "std"):
-            rgb = torch.tensor(getattr(detector.transform, f"image_{name}")).view(3, 1, 1)
+            rgb = torch.tensor(getattr(detector, name)).view(3, 1, 1)
             self.register_buffer(name, rgb, persistent=False)
 
     def forward(self, batch: DetectionBatch) -> dict[str, Scalar]:
-        """The four losses of Faster R-CNN, and their sum as "loss"."""
-        images, features = self._encode(batch)
-        targets = batch.targets()
-        proposals, first = self.detector.rpn(images, features, targets)
-        _, second = self.detector.roi_heads(features, proposals, images.image_sizes, targets)
-        losses = {TERMS[name]: loss for name, loss in {**first, **second}.items()}
+        """The terms of the detector's loss, and their sum as "loss"."""
+        losses = self.detector.losses(self._images(batch), batch.targets())
         return losses | {"loss": torch.stack([*losses.values()]).sum()}
 
-    def detect(self, batch: DetectionBatch) -> list[dict[str, Tensor]]:
-        """Boxes, labels and scores of each image, in pixels of the batch; for evaluation mode."""
-        images, features = self._encode(batch)
-        proposals, _ = self.detector.rpn(images, features)
-        found, _ = self.detector.roi_heads(features, proposals, images.image_sizes)
-        return found
+    def detect(self, batch: DetectionBatch) -> Targets:
+        """What is found in each image, in pixels of the batch; for evaluation mode."""
+        return self.detector.detect(self._images(batch))
 
     def normalise(self, batch: DetectionBatch) -> Image:
         """Float images with mean 0 and deviation 1, and zeros beyond each."""
@@ -61,15 +46,14 @@ class Detection(nn.Module):
             image[:, :, width:] = 0
         return images
 
-    def _encode(self, batch: DetectionBatch) -> tuple[ImageList, dict[str, Tensor]]:
-        images = self.normalise(batch)
-        return ImageList(images, [*batch.sizes]), self.detector.backbone(images)
+    def _images(self, batch: DetectionBatch) -> ImageList:
+        return ImageList(self.normalise(batch), [*batch.sizes])
 
 
 class DetectionTask:
     """A detector as the engine's task."""
 
-    def __init__(self, detector: FasterRCNN) -> None:
+    def __init__(self, detector: Detector) -> None:
         self.module = Detection(detector)
 
     def prepare(self, load: DetectionBatch, device: torch.device) -> DetectionBatch:

@@ -1,0 +1,91 @@
+"""What detectors learn from beside boxes: annotations of a source image, in the pixels that the detector sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from boxwise.data.outlines import rasterise
+from boxwise.data.targets import Category
+from boxwise.transfer.detectors.base import Kind
+
+CENTRE = 0.5
+"""COCO's keypoints name whole pixels, whose middle this is."""
+SIDES = ("left", "right")
+"""What a mirror exchanges in names of keypoints."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How a picture was resized, and then mirrored or not."""
+
+    source: tuple[int, int]
+    """Height and width of the decoded picture."""
+    size: tuple[int, int]
+    """Height and width that the detector sees."""
+    flip: bool = False
+
+    def points(self, xy: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 2"]:
+        """Points of the source in the detector's pixels."""
+        (height, width), (tall, wide) = self.source, self.size
+        x, y = (xy * xy.new_tensor([wide / width, tall / height])).unbind(-1)
+        return torch.stack([wide - x if self.flip else x, y], dim=-1)
+
+    def boxes(self, boxes: Float[Tensor, "N 4"]) -> Float[Tensor, "N 4"]:
+        """Boxes of the source in the detector's pixels, inside the picture."""
+        x, y = self.points(boxes.view(-1, 2, 2)).unbind(-1)
+        x, y = x.sort(dim=1).values.clamp(0, self.size[1]), y.clamp(0, self.size[0])
+        return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
+
+
+def learned(
+    kinds: Sequence[Kind], annotated: Mapping[str, Sequence[Any]], frame: Frame, *, keypoints: Sequence[str]
+) -> dict[str, Tensor]:
+    """By torchvision's names, what a detector of `kinds` is to find, one row an annotation.
+
+    `annotated` holds COCO's fields, one value an annotation; `keypoints` are their names in order.
+    """
+    found: dict[str, Tensor] = {}
+    if "segm" in kinds:
+        found["masks"] = masks(annotated["segmentation"], frame)
+    if "keypoints" in kinds:
+        found["keypoints"] = marks(annotated["keypoints"], frame, keypoints)
+    return found
+
+
+def masks(outlines: Sequence[Any], frame: Frame) -> UInt8[Tensor, "N h w"]:
+    """Polygons and RLE as pixels; nothing where an annotation has no outline."""
+    rows = np.zeros((len(outlines), *frame.size), dtype=np.uint8)
+    for row, outline in zip(rows, outlines, strict=True):
+        if outline:
+            row[:] = rasterise(outline, source=frame.source, size=frame.size, flip=frame.flip)
+    return torch.from_numpy(rows)
+
+
+def marks(values: Sequence[Any], frame: Frame, names: Sequence[str]) -> Float[Tensor, "N K 3"]:
+    """x, y and visibility (0: not labelled, 1: hidden, 2: seen); left and right change places in a mirror."""
+    rows = [value or [0.0] * 3 * len(names) for value in values]
+    found = torch.tensor(rows, dtype=torch.float32).view(len(rows), len(names), 3)
+    shown = found[..., 2:] > 0
+    placed = torch.cat([frame.points(found[..., :2] + CENTRE), found[..., 2:]], dim=-1) * shown
+    return placed[:, mirrored(names)] if frame.flip else placed
+
+
+def mirrored(names: Sequence[str]) -> list[int]:
+    """Places of the keypoints once left and right have changed."""
+    twin: dict[str, str] = {}
+    for a, b in (SIDES, SIDES[::-1]):
+        twin |= {name: name.replace(a, b, 1) for name in names if name.startswith(a)}
+    place = {name: i for i, name in enumerate(names)}
+    return [place.get(twin.get(name, name), i) for i, name in enumerate(names)]
+
+
+def keypoint_names(categories: Sequence[Category]) -> tuple[str, ...]:
+    """Of the first category that has keypoints."""
+    return next((c.keypoints for c in categories if c.keypoints), ())
