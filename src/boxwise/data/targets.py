@@ -1,4 +1,4 @@
-"""Labelled images for detectors, from a COCO root or a COCO json, in upright pixels."""
+"""Labelled images for detectors, from every accepted layout, in upright pixels."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64, UInt8
 from torch import Tensor
 
-from boxwise.data.coco import DENSE, Annotated, Category, Format, extra, read_annotated
-from boxwise.data.coco_files import Json, coco_split, image_folder, is_coco_root
-from boxwise.data.decode import decode_oriented
+from boxwise.data.coco import DENSE, Annotated, Category, Format, annotated, extra
+from boxwise.data.coco_files import Json
+from boxwise.data.decode import decode_oriented, read_header
+from boxwise.data.formats import cityscapes
+from boxwise.data.formats.layouts import find_source
 from boxwise.data.ground_truth import ground_truth, turn_of, upright
-from boxwise.data.orientation import upright_boxes, upright_size
+from boxwise.data.orientation import upright_boxes, upright_mask, upright_size
+from boxwise.data.outlines import rasterise
 from boxwise.data.sources import fingerprint, refuse_unreadable
 from boxwise.shapes import Picture
 
 __all__ = ["Category", "Labelled", "Labels", "choose", "open_labelled"]
 
-LABELLED = (
-    "--data takes a COCO root (annotations/instances_train*.json with train*/, val likewise), or FILE.json "
-    "with --images DIR and --val FILE.json"
-)
+IGNORED = cityscapes.IGNORED
 CHOICE = 0x1ABE15
 """Keeps the draw of a share of the labels apart from others of the same seed."""
 
@@ -75,7 +75,7 @@ class Labelled:
         """Raises BadImage where the file gives no picture, or one that is not of the json's size."""
         row = int(self.index[index])
         path = self.path(index)
-        picture, orientation = decode_oriented(path, max_value=self.max_value)
+        picture, orientation = self.decoded(index)
         stored = upright_size(picture.shape[2], picture.shape[1], orientation)
         width, height = (int(v) for v in self.table.sizes[row])
         turn = turn_of(path, (width, height), stored, orientation)
@@ -94,6 +94,50 @@ class Labelled:
             values |= values.pop(DENSE, None) or {}
             held.append(values if turn == 1 else upright(values, turn, width=width, height=height))
         return {name: tuple(extra(values, name) for values in held) for name in self.table.extras}
+
+    def decoded(self, index: int) -> tuple[Picture, int]:
+        """The upright picture, and the orientation that was undone."""
+        return decode_oriented(self.path(index), max_value=self.max_value)
+
+    def semantic(self, index: int) -> UInt8[Tensor, "H W"]:
+        """The class of each pixel of the upright picture, 255 where none counts: row k of `semantic_names` is k.
+
+        Cityscapes states them. Elsewhere they are painted from outlines, the large first and the small on top,
+        crowds as 255: "segmentation" must be among the extras. Raises BadImage as `read` does.
+        """
+        path, (width, height) = self.path(index), self._said(index)
+        header = read_header(path)
+        turn = turn_of(path, (width, height), (header.width, header.height), header.orientation)
+        if self.format == "cityscapes":
+            stated = cityscapes.train_ids(self.table.folder, self.name(index))
+            return torch.from_numpy(upright_mask(stated, turn))
+        assert "segmentation" in self.table.extras, (
+            "classes of pixels come from outlines, which were not kept"
+        )
+        found, size = self._rows(index), upright_size(width, height, turn)[::-1]
+        outlines = self._extras(found, turn, width=width, height=height)["segmentation"]
+        labels = np.where(self.table.crowd[found], IGNORED, self.table.labels[found]).tolist()
+        painted = torch.zeros(size, dtype=torch.uint8)
+        for k in np.argsort(-self.table.areas[found], kind="stable"):
+            painted[rasterise(outlines[k], source=size, size=size).bool()] = labels[k]
+        return painted
+
+    @property
+    def semantic_names(self) -> tuple[str, ...]:
+        """What `semantic` tells apart."""
+        if self.format == "cityscapes":
+            return cityscapes.SEMANTIC
+        return ("background", *(category.name for category in self.categories))
+
+    def _said(self, index: int) -> tuple[int, int]:
+        """Width and height that the labels of an image refer to."""
+        width, height = self.table.sizes[self.index[index]].tolist()
+        return width, height
+
+    def _rows(self, index: int) -> slice:
+        """The annotations of an image."""
+        row = self.index[index]
+        return slice(int(self.table.first[row]), int(self.table.first[row + 1]))
 
     def name(self, index: int) -> str:
         """As in the json, relative to the folder of images."""
@@ -135,7 +179,8 @@ def open_labelled(
     max_value: int | None = None,
     extras: Collection[str] = (),
 ) -> Labelled:
-    """One split of a COCO root; or the json `data` with its `images`, for the val split `val` if it is given.
+    """One split of a data set of any accepted layout; or the json `data` with its `images`, for the val split
+    `val` if it is given.
 
     Without `images` the files lie where COCO keeps them, or beside the json. With `categories` (a detector's
     own) labels follow them, and a json that knows others is refused. `extras` names fields of annotations that
@@ -144,20 +189,17 @@ def open_labelled(
     ValueError that lists all that is wrong, each with its mend.
     """
     data = Path(data)
-    if is_coco_root(data):
-        if images is not None or val is not None:
-            raise ValueError(f"{data}: --images and --val go with --data FILE.json; {LABELLED}")
-        found = coco_split(data, split, extras=extras)
-        file, folder = found.file, found.folder
-    elif data.suffix.lower() == ".json":
-        file = Path(val) if split == "val" and val is not None else data
-        folder = image_folder(file, images)
-    else:
-        there = "no labels here" if data.exists() else "no such file or folder"
-        raise ValueError(f"{data}: {there}; {LABELLED}")
-    table = read_annotated(file, folder, categories=categories, extras=extras)
+    found = find_source(data, split, images=images, val=val, extras=extras)
+    table = annotated(
+        found.reader,
+        file=found.file,
+        folder=found.folder,
+        format=found.format,
+        categories=categories,
+        extras=extras,
+    )
     labelled = Labelled(table, np.arange(len(table.names), dtype=np.int64), max_value)
-    refuse_unreadable(file, len(labelled), labelled.path, max_value=max_value)
+    refuse_unreadable(found.file, len(labelled), labelled.path, max_value=max_value)
     return labelled
 
 
