@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from boxwise.recipes.recipe import Recipe, TransferRecipe
+    from boxwise.run.compare import compare
     from boxwise.run.encoder import load_encoder
     from boxwise.run.evaluate import evaluate
     from boxwise.run.finetune import finetune
     from boxwise.run.pretrain import pretrain
     from boxwise.run.show import show
 
-__all__ = ["Recipe", "TransferRecipe", "evaluate", "finetune", "load_encoder", "pretrain", "show"]
+__all__ = ["Recipe", "TransferRecipe", "compare", "evaluate", "finetune", "load_encoder", "pretrain", "show"]
 
 _HOMES = {
     "Recipe": "boxwise.recipes.recipe",
     "TransferRecipe": "boxwise.recipes.recipe",
+    "compare": "boxwise.run.compare",
     "evaluate": "boxwise.run.evaluate",
     "finetune": "boxwise.run.finetune",
     "load_encoder": "boxwise.run.encoder",

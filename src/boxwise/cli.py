@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -152,6 +153,39 @@ class Finetune(Training):
 
 
 @dataclasses.dataclass(kw_only=True)
+class Compare:
+    """Will it help? One detector from several starts, all else locked, at shares of the labels.
+
+    A stopped comparison goes on with the same command. Every setting of the detector's recipe is a flag too.
+    """
+
+    data: str
+    """A COCO root, or a COCO json with --images and --val."""
+    init: Annotated[tuple[str, ...], arg(metavar="START ...")]
+    """random, runs, export folders or weights files, and torchvision: your own cached file of it."""
+    out: Path
+    """The folder for lock, runs, results.json and compare.html."""
+    labels: Annotated[tuple[str, ...], arg(metavar="SHARE|COUNT ...")] = ("1.0",)
+    """Shares (0.1) or counts (100) of the labelled images."""
+    seeds: int = 3
+    """Runs of each start at each share, from run.seed up."""
+    detector: Named = "faster_rcnn_fpn"
+    """A detector's recipe, or FILE.py:FUNCTION."""
+    images: Place = None
+    """The folder that the file names of a COCO json start from."""
+    val: Place = None
+    """The COCO json to measure on, where --data is a json."""
+    config: Place = None
+    """Settings from a YAML file, laid over the recipe; flags are laid over both."""
+    cache: Annotated[float, arg(metavar="GIB")] = 4.0
+    """Memory for decoded images, which all runs share where all of them fit."""
+    overwrite: bool = False
+    """Start again: empty OUT of an earlier comparison first."""
+    dry_run: bool = False
+    """Print the lock and the list of runs, and stop."""
+
+
+@dataclasses.dataclass(kw_only=True)
 class Evaluate:
     """Measure a fine-tuned detector: COCO's twelve figures."""
 
@@ -161,6 +195,8 @@ class Evaluate:
     """A COCO root, or a COCO json with --images."""
     images: Place = None
     """The folder that the file names of a COCO json start from."""
+    metric: Literal["auto", "coco", "voc", "voc07", "lvis", "cityscapes"] | None = None
+    """Whose rules: the run's own, unless told; voc07 takes VOC's eleven points."""
     json: bool = False
     """Print the figures as JSON."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -227,6 +263,7 @@ VERBS: dict[str, type] = {
     "pretrain": Pretrain,
     "finetune": Finetune,
     "evaluate": Evaluate,
+    "compare": Compare,
     "report": Report,
     "list": List,
     "scenes": Scenes,
@@ -237,12 +274,13 @@ GO_ON = {
     "proposals": "go on with the same command",
     "pretrain": "go on with --resume",
     "finetune": "go on with --resume",
+    "compare": "go on with the same command",
     "demo": "start again with --overwrite",
 }
 """What to do after a training that a signal ended."""
 INNER: dict[str, type] = {"proposals check": CheckProposals}
 """Commands of two words. A folder that is named like the second is reached as ./check."""
-WITH_RECIPE = ("show", "pretrain", "finetune")
+WITH_RECIPE = ("show", "pretrain", "finetune", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -372,19 +410,39 @@ def _finetune(a: Finetune, overrides: dict[str, Any]) -> None:
     from boxwise.run.evaluate import as_table
     from boxwise.run.finetune import finetune
 
-    labels = None if a.labels is None else scalar(a.labels)
-    if labels is not None and type(labels) not in (int, float):
-        raise SettingsError([f"--labels: expected a share (0.1) or a count (100), got {a.labels}"])
+    labels = None if a.labels is None else _amount(a.labels)
     done = finetune(**a.shared(), settings=overrides, weights=a.weights, val=a.val, labels=labels)
     if leads() and not a.dry_run:
         print(as_table(json.loads((done / "results.json").read_text())))
         print(done)
 
 
+def _compare(a: Compare, overrides: dict[str, Any]) -> None:
+    from boxwise.report.comparison import write_comparison
+    from boxwise.run.compare import RESULTS, compare
+    from boxwise.run.compare_results import as_table
+
+    flags = {field.name: getattr(a, field.name) for field in dataclasses.fields(Compare)}
+    flags["labels"] = [_amount(text) for text in a.labels]
+    compare(**flags, settings=overrides, after_run=write_comparison)
+    if not a.dry_run:
+        print(as_table(json.loads((a.out / RESULTS).read_text())))
+        print(write_comparison(a.out))
+
+
+def _amount(text: str) -> float | int:
+    amount = scalar(text)
+    if type(amount) not in (int, float):
+        raise SettingsError([f"--labels: expected a share (0.1) or a count (100), got {text}"])
+    return amount
+
+
 def _evaluate(a: Evaluate, overrides: dict[str, Any]) -> None:
     from boxwise.run.evaluate import as_table, evaluate
 
-    figures = evaluate(a.run, a.data, images=a.images, device=a.device, batch_size=a.batch_size)
+    figures = evaluate(
+        a.run, a.data, images=a.images, metric=a.metric, device=a.device, batch_size=a.batch_size
+    )
     print(json.dumps(figures) if a.json else as_table(figures))
 
 
@@ -442,6 +500,7 @@ CALLS: dict[str, Callable[[Any, dict[str, Any]], int | None]] = {
     "pretrain": _pretrain,
     "finetune": _finetune,
     "evaluate": _evaluate,
+    "compare": _compare,
     "report": _report,
     "list": _list,
     "scenes": _scenes,
@@ -468,11 +527,13 @@ def _overview() -> str:
 def _recipe_help(verb: str, argv: Sequence[str]) -> None:
     """Every setting of the named recipe with its value, after the verb's own flags."""
     named = [word for word in argv if not word.startswith("-")]
+    if verb == "compare":  # whose recipe is a flag
+        named = [after for word, after in itertools.pairwise(argv) if word == "--detector"]
     if not named:
         return
     from boxwise.run.catalogue import settings_help
 
-    print(settings_help(named[0], kind="transfer" if verb == "finetune" else "pretrain"))
+    print(settings_help(named[0], kind="transfer" if verb in ("finetune", "compare") else "pretrain"))
 
 
 def _usage(*problems: str) -> int:

@@ -43,8 +43,8 @@ def line_chart(title: str, lines: Sequence[Line], *, note: str = "", zero: bool 
     ys = ticks(min([*values, *([0.0] if zero else [])]), max([*values, *([0.0] if zero else [])]))
     xs = ticks(min(steps), max(steps), count=6)
     low, high = min(steps), max(max(steps), min(steps) + 1)
-    frame = _Frame(low, high, ys[0], ys[-1])
-    parts = [_axes(frame, [x for x in xs if low <= x <= high], ys), *(_drawn(frame, line) for line in lines)]
+    frame = Frame(low, high, ys[0], ys[-1])
+    parts = [axes(frame, [x for x in xs if low <= x <= high], ys), *(_drawn(frame, line) for line in lines)]
     keys = "".join(
         f'<span class="key"><svg viewBox="0 0 22 8" aria-hidden="true"><line x1="1" x2="21" y1="4" y2="4" '
         f'class="line s{line.colour % COLOURS} d{line.dash % 3}"/></svg>{escape(line.label)} '
@@ -66,10 +66,10 @@ def bar_chart(
     """Groups of bars from 0 up; each bar is a label, a colour and one value a group, and wears its value."""
     values = [v for _, _, row in bars for v in row if v is not None]
     ys = ticks(0.0, max([*values, 1.0]))
-    frame = _Frame(0.0, 1.0, 0.0, ys[-1])
+    frame = Frame(0.0, 1.0, 0.0, ys[-1])
     room = (WIDTH - LEFT - RIGHT) / len(groups)
     thick = min(44.0, 0.78 * room / len(bars))
-    parts = [_axes(frame, [], ys)]
+    parts = [axes(frame, [], ys)]
     for g, group in enumerate(groups):
         middle = LEFT + room * (g + 0.5)
         foot = HEIGHT - BOTTOM + 18
@@ -89,7 +89,7 @@ def bar_chart(
     )
 
 
-def _bar(frame: _Frame, x: float, thick: float, value: float, colour: int, title: str) -> str:
+def _bar(frame: Frame, x: float, thick: float, value: float, colour: int, title: str) -> str:
     top = frame.y(value)
     place = (
         f'x="{x + 1:.1f}" y="{top:.1f}" width="{thick - 2:.1f}" height="{HEIGHT - BOTTOM - top:.1f}" rx="2"'
@@ -126,7 +126,9 @@ def short(value: float | None) -> str:
 
 
 @dataclass(frozen=True)
-class _Frame:
+class Frame:
+    """The values at the edges of a drawing, and where they lie in it."""
+
     left: float
     right: float
     bottom: float
@@ -139,7 +141,8 @@ class _Frame:
         return HEIGHT - BOTTOM - (value - self.bottom) / (self.top - self.bottom) * (HEIGHT - TOP - BOTTOM)
 
 
-def _axes(frame: _Frame, xs: Sequence[float], ys: Sequence[float]) -> str:
+def axes(frame: Frame, xs: Sequence[float], ys: Sequence[float]) -> str:
+    """Lines across at `ys`, marks below at `xs`, each with its number."""
     parts = []
     for y in ys:
         at = frame.y(y)
@@ -171,7 +174,7 @@ def _decimals(step: float) -> int:
     return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
-def _drawn(frame: _Frame, line: Line) -> str:
+def _drawn(frame: Frame, line: Line) -> str:
     look = f"s{line.colour % COLOURS} d{line.dash % 3}"
     pieces = []
     for run in _unbroken(line.curve):
@@ -198,7 +201,7 @@ def _unbroken(curve: Curve) -> list[list[tuple[float, float]]]:
     return [run for run in runs if run]
 
 
-def _path(frame: _Frame, points: Sequence[tuple[float, float]]) -> str:
+def _path(frame: Frame, points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{frame.x(s):.1f} {frame.y(v):.1f}" for s, v in points)
 
 

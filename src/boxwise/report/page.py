@@ -39,8 +39,17 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
             facts.facts(records),
         ]
     )
-    style = files("boxwise.report").joinpath("style.css").read_text(encoding="utf-8")
     title = ", ".join(record.name for record in records)
+    source = f"{len(records)} run folder{'s' if len(records) > 1 else ''}"
+    page = document("boxwise report", title, body, source=source)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, page)
+    return out
+
+
+def document(head: str, title: str, body: str, *, source: str) -> str:
+    """A whole page around `body`, which is HTML already; `source` is what it was written from."""
+    style = files("boxwise.report").joinpath("style.css").read_text(encoding="utf-8")
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -48,11 +57,9 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         f"<title>boxwise: {escape(title)}</title><style>{style}</style></head><body><main>"
-        f"<header><h1>boxwise report</h1><p>{escape(title)}</p></header>{body}"
-        f"<footer>Written {now} by boxwise from {len(records)} run folder{'s' if len(records) > 1 else ''}. "
+        f"<header><h1>{escape(head)}</h1><p>{escape(title)}</p></header>{body}"
+        f"<footer>Written {now} by boxwise from {escape(source)}. "
         "This page is complete in itself.</footer></main></body></html>\n"
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     # JSON may smuggle in half characters, which no encoding can hold.
-    write_text(out, page.encode("utf-8", "replace").decode("utf-8"))
-    return out
+    return page.encode("utf-8", "replace").decode("utf-8")
