@@ -57,12 +57,10 @@ def coco_figures(
     return {name: percent(s) for name, s in zip(FIGURES[kind], stats, strict=True)}
 
 
-def curves(
-    truth: Mapping[str, Any], results: Sequence[Result], kind: Literal["bbox", "segm"] = "bbox"
-) -> dict[str, list[float]]:
-    """AP at each threshold of IoU, as parallel lists `iou` and `AP`: how exact the detections are."""
-    precision = judged(truth, results, kind).eval["precision"][:, :, :, 0, -1]  # threshold, recall, category
-    return {"iou": list(IOUS), "AP": [percent(mean_where_defined(p)) for p in precision]}
+def over_iou(judge: COCOeval_faster) -> list[float]:
+    """AP in 0..100 at each of IOUS, over all sizes and with as many detections as count."""
+    precision = judge.eval["precision"][:, :, :, 0, -1]  # threshold, recall, category
+    return [percent(mean_where_defined(p)) for p in precision]
 
 
 def by_category(truth: Mapping[str, Any], results: Sequence[Result], kind: Kind = "bbox") -> dict[int, float]:

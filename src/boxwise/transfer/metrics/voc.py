@@ -46,9 +46,7 @@ def voc_figures(truth: Mapping[str, Any], results: Sequence[Result], *, points: 
     return {"AP": float(at.mean()), "AP50": float(at[0]), "AP75": float(at[5])}
 
 
-def voc_aps(
-    truth: Mapping[str, Any], results: Sequence[Result], *, points: Points
-) -> dict[int, list[float]]:
+def voc_aps(truth: Mapping[str, Any], results: Sequence[Result], *, points: Points) -> dict[int, list[float]]:
     """AP in 0..1 at each of the ten thresholds, by id of category; categories without an object are left out."""
     objects: dict[tuple[int, int], list[Mapping[str, Any]]] = defaultdict(list)
     for annotation in truth["annotations"]:
@@ -78,8 +76,9 @@ def _category(
         of_image[results[row]["image_id"]].append(place)
     for image, start in zip(images, starts[:-1].tolist(), strict=True):
         if places := of_image[image]:
-            boxes = _edges([results[order[p]]["bbox"] for p in places]).round(EDGE_DIGITS)
-            table = _overlaps(boxes, _edges([a["bbox"] for a in objects[image]]))
+            edges = _edges([results[order[p]]["bbox"] for p in places])
+            printed = np.array([[round(e, EDGE_DIGITS) for e in box] for box in edges.tolist()])
+            table = _overlaps(printed, _edges([a["bbox"] for a in objects[image]]))
             overlap[places], best[places] = table.max(axis=1), start + table.argmax(axis=1)
     difficult = np.array([_difficult(a) for i in images for a in objects[i]])
     return [_ap(*_verdicts(overlap > iou, best, difficult), int((~difficult).sum()), points) for iou in IOUS]
