@@ -19,6 +19,7 @@ from boxwise.nn.encoder import RESNETS, EncoderConfig
 from boxwise.strict import Raw, SettingsError, keys, merge, nearest, plain, read
 from boxwise.transfer.detectors import rcnn
 from boxwise.transfer.detectors.base import DetectorConfig
+from boxwise.transfer.evaluate import Measure
 
 C = TypeVar("C", bound="Configuration")
 Optimiser = Annotated[SGD | LARS | AdamW, Field(discriminator="name")]
@@ -222,6 +223,7 @@ class TransferRecipe(Configuration):
     schedule: Schedule
     run: Run = Run()
     data: Data = Data()
+    measure: Measure = Measure()
 
     def kinds(self) -> dict[str, Any]:
         return {
@@ -230,6 +232,7 @@ class TransferRecipe(Configuration):
             "schedule": Schedule,
             "run": Run,
             "data": Data,
+            "measure": Measure,
         }
 
     def batches(self, images: int) -> float:

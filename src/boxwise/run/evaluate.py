@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +13,21 @@ from boxwise.data.targets import Category, open_labelled
 from boxwise.engine.loop import device_of, dtype_of
 from boxwise.interop.files import find_model, read_card, read_state
 from boxwise.recipes.recipe import BuiltInDetector
-from boxwise.strict import read
+from boxwise.strict import plain, read
 from boxwise.transfer.detectors.base import Detector, DetectorConfig
-from boxwise.transfer.evaluate import predict
-from boxwise.transfer.metrics import FIGURES, coco_figures
+from boxwise.transfer.evaluate import Measure, metric_of, predict
+from boxwise.transfer.metrics import figures
+
+
+@dataclass(frozen=True)
+class SavedDetector:
+    """A detector that `boxwise finetune` trained, and how it was measured."""
+
+    model: Detector
+    config: DetectorConfig
+    categories: tuple[Category, ...]
+    """In the order of labels."""
+    measure: Measure
 
 
 def evaluate(
@@ -23,39 +35,46 @@ def evaluate(
     data: str | Path,
     *,
     images: Path | None = None,
+    metric: str | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     batch_size: int = 8,
 ) -> dict[str, float]:
-    """The twelve figures of the detector in `run` on the validation images of `data`, in 0..100 (-1: no such
-    object), and how many images they are of."""
-    detector, config, categories = load_detector(Path(run))
-    test = open_labelled(data, split="val", images=images, categories=categories)
+    """The figures of the detector in `run` on the validation images of `data`, in 0..100 (-1: nothing to measure),
+    and how many images they are of. `metric` replaces the one that the run was measured by."""
+    saved = load_detector(Path(run))
+    asked = {} if metric is None else {"metric": metric}
+    measure: Measure = read(Measure, {**plain(saved.measure), **asked}, at="measure")
+    extras = saved.config.extras()
+    test = open_labelled(data, split="val", images=images, categories=saved.categories, extras=extras)
     where = device_of(device)
     found = predict(
-        detector,
+        saved.model,
         test,
-        config=config,
+        config=saved.config,
         batch_size=batch_size,
         device=where,
         precision="bf16" if dtype_of("auto", where) == torch.bfloat16 else "fp32",
     )
-    return {**coco_figures(test.coco(), found), "images": len(test)}
+    rules = metric_of(measure, test)
+    return {**figures(rules, test.coco(), found, kinds=saved.config.measured()), "images": len(test)}
 
 
-def load_detector(run: Path) -> tuple[Detector, DetectorConfig, tuple[Category, ...]]:
-    """The detector that `boxwise finetune` left in `run`, its settings, its categories in the order of labels."""
+def load_detector(run: Path) -> SavedDetector:
+    """The detector that `boxwise finetune` left in `run`."""
     file = find_model(run)
     card = read_card(file.parent)
     if "detector" not in card:
         raise ValueError(f"{run}: holds no detector; name a folder that boxwise finetune wrote")
     config: DetectorConfig = read(BuiltInDetector, card["detector"], at="detector")
     categories = tuple(Category.of(c) for c in card["categories"])
-    detector = config.build(classes=len(categories), mean=card["mean"], std=card["std"])
-    detector.load_state_dict(read_state(file))
-    return detector, config, categories
+    model = config.build(classes=len(categories), mean=card["mean"], std=card["std"])
+    model.load_state_dict(read_state(file))
+    return SavedDetector(model, config, categories, read(Measure, card.get("measure", {}), at="measure"))
 
 
 def as_table(figures: Mapping[str, Any]) -> str:
     """One figure a line, as people compare them."""
-    lines = [f"{name:<6} {figures[name]:6.2f}" for name in FIGURES["bbox"]]
+    named = {name: value for name, value in figures.items() if name not in ("images", "seconds")}
+    width = max(6, *(len(name) for name in named))
+    lines = [f"{name:<{width}} {value:6.2f}" for name, value in named.items()]
     return "\n".join([*lines, f"on {figures['images']} images, in 0..100; -1: no object of that size"])

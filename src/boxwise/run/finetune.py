@@ -26,8 +26,8 @@ from boxwise.run.fit import fitted_transfer
 from boxwise.run.show import detections_sheet, write_picture
 from boxwise.strict import SettingsError, dump_yaml, plain
 from boxwise.transfer.detectors.base import Detector
-from boxwise.transfer.evaluate import predict
-from boxwise.transfer.metrics import coco_figures
+from boxwise.transfer.evaluate import metric_of, predict
+from boxwise.transfer.metrics import figures as measured
 from boxwise.transfer.samples import DetectionBatch, TrainSamples, collate
 from boxwise.transfer.task import DetectionTask
 
@@ -62,7 +62,9 @@ def finetune(
         resolved = adopted(resolved, pretrained, given)
     if impossible := list(resolved.detector.problems(pretrained=pretrained is not None)):
         raise SettingsError(impossible)
-    train, test = labelled_splits(data, images=images, val=val, max_value=resolved.data.max_value)
+    train, test = labelled_splits(
+        data, images=images, val=val, max_value=resolved.data.max_value, extras=resolved.detector.extras()
+    )
     train = choose(train, labels, seed=resolved.run.seed)
     changes = [*found.changes]
     if found.fitted:
@@ -209,7 +211,8 @@ def measure(
         device=device,
         precision="bf16" if dtype_of(recipe.run.precision, device) == torch.bfloat16 else "fp32",
     )
-    figures = coco_figures(test.coco(), found)
+    metric = metric_of(recipe.measure, test)
+    figures = measured(metric, test.coco(), found, kinds=recipe.detector.measured())
     seconds += time.perf_counter() - began
     results = {**figures, "images": len(test), "seconds": round(seconds, 1)}
     write_text(folder / "detections.json", json.dumps(found))
@@ -260,6 +263,12 @@ def _keep(
 ) -> None:
     """The whole detector, under torchvision's names, with all that is needed to build it again."""
     categories = [plain(c) for c in train.categories]
-    card = {"detector": plain(recipe.detector), "categories": categories, "mean": [*mean], "std": [*std]}
+    card = {
+        "detector": plain(recipe.detector),
+        "measure": plain(recipe.measure),
+        "categories": categories,
+        "mean": [*mean],
+        "std": [*std],
+    }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
     write_state(folder / "export", state, card)

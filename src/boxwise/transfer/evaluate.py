@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
+from boxwise.config import settings
 from boxwise.data.targets import Labelled
 from boxwise.transfer.detectors.base import Detector, DetectorConfig
+from boxwise.transfer.metrics import Metric
+from boxwise.transfer.results import Result, results
 from boxwise.transfer.samples import DetectionBatch, TestSamples, collate
 from boxwise.transfer.task import Detection
 
-Result = dict[str, Any]
-"""A detection as COCO writes it: image_id, category_id, bbox as xywh in source pixels, score."""
+
+@settings
+class Measure:
+    """How a detector is measured."""
+
+    metric: Literal["auto", "coco", "voc", "voc07", "lvis", "cityscapes"] = "auto"
+    """Whose rules: voc takes the area under the curve, voc07 its eleven points; auto: LVIS's and Cityscapes' own
+    on such data, else COCO's."""
+    precise_bn: int = 0
+    """Batches of training images that BatchNorm's statistics are measured on anew before."""
 
 
 def predict(
@@ -44,7 +53,7 @@ def predict(
         collate_fn=collate,
         pin_memory=device.type == "cuda",
     )
-    results: list[Result] = []
+    listed: list[Result] = []
     try:
         for batch in loader:
             with (
@@ -52,25 +61,14 @@ def predict(
                 torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
             ):
                 found = module.detect(batch.to(device))
-            results += _results(found, batch, labelled)
+            listed += results(found, batch, labelled)
     finally:
         model.train(was_training)
-    return results
+    return listed
 
 
-def _results(
-    found: Sequence[Mapping[str, Tensor]], batch: DetectionBatch, labelled: Labelled
-) -> Iterator[Result]:
-    """Detections of a batch in COCO's format; one copy from the device."""
-    counts = [len(f["scores"]) for f in found]
-    rows = torch.cat([torch.cat([f["boxes"], f["scores"][:, None], f["labels"][:, None]], 1) for f in found])
-    for i, part in enumerate(rows.cpu().double().split(counts)):
-        (height, width), (tall, wide) = batch.sources[i], batch.sizes[i]
-        scale = part.new_tensor([width / wide, height / tall]).repeat(2)
-        limit = part.new_tensor([width, height]).repeat(2)
-        boxes = torch.minimum((part[:, :4] * scale).clamp(min=0), limit)
-        boxes[:, 2:] -= boxes[:, :2]
-        image = labelled.image_id(batch.index[i])
-        for box, score, label in zip(boxes.tolist(), part[:, 4].tolist(), part[:, 5].tolist(), strict=True):
-            category = labelled.categories[int(label) - 1].id
-            yield {"image_id": image, "category_id": category, "bbox": box, "score": score}
+def metric_of(measure: Measure, labelled: Labelled) -> Metric:
+    """The rules that figures of `labelled` follow."""
+    if measure.metric != "auto":
+        return measure.metric
+    return {"lvis": "lvis", "cityscapes": "cityscapes"}.get(labelled.format, "coco")  # type: ignore[return-value]

@@ -16,6 +16,8 @@ from boxwise.transfer.detectors.freezing import freeze
 
 Kind = Literal["bbox", "segm", "keypoints", "semantic", "densepose"]
 """What a detector finds, and is measured by."""
+Found = Literal["bbox", "segm", "keypoints"]
+"""Kinds that COCO's figures measure."""
 ANNOTATIONS: dict[Kind, str] = {"segm": "segmentation", "keypoints": "keypoints", "densepose": "dp"}
 """The field of COCO's annotations that each kind is learned from, beside boxes and categories."""
 Targets = list[dict[str, Tensor]]
@@ -68,6 +70,10 @@ class DetectorConfig(ABC):
     def kinds(self) -> tuple[Kind, ...]:
         """What it finds, the main kind first."""
         return ("bbox",)
+
+    def measured(self) -> tuple[Found, ...]:
+        """What of it COCO's figures measure."""
+        return tuple(kind for kind in ("bbox", "segm", "keypoints") if kind in self.kinds())
 
     def extras(self) -> tuple[str, ...]:
         """Fields of annotations that it learns from, beside boxes and categories."""
