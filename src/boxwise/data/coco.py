@@ -7,7 +7,6 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from numpy.typing import NDArray
 
-from boxwise.data.coco_files import Json, check_names, entries, read_json
+from boxwise.data.coco_files import Json, check_names, entries
 from boxwise.data.decode import BadImage, read_header
 from boxwise.data.names import Names
 from boxwise.data.orientation import upright_size
@@ -82,17 +81,6 @@ class Annotated:
     format: Format = "coco"
 
 
-def read_annotated(
-    file: Path,
-    folder: Path,
-    *,
-    categories: Sequence[Category] | None = None,
-    extras: Collection[str] = (),
-) -> Annotated:
-    """Reads and checks `file`, whose images lie below `folder`, as `annotated` does."""
-    return annotated(partial(read_json, file), file=file, folder=folder, categories=categories, extras=extras)
-
-
 def annotated(
     reader: Reader,
     *,
@@ -113,6 +101,8 @@ def annotated(
     images = entries(raw, file, "images", id=int, file_name=str)
     annotations = entries(raw, file, "annotations", image_id=int, category_id=int, bbox=list)
     own = [Category.of(c) for c in entries(raw, file, "categories", id=int, name=str)]
+    if format == "coco" and images and "neg_category_ids" in images[0]:
+        format = "lvis"  # under another name
     if not images or not annotations or not own:
         lacking = "images" if not images else "annotations" if not annotations else "categories"
         raise ValueError(f'{file}: "{lacking}" is empty; a detector needs images with boxes and categories')

@@ -50,6 +50,14 @@ def rle(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> dict[str, Any]:
     return {"size": [int(side) for side in mask.shape], "counts": packed["counts"].decode("ascii")}
 
 
+def packed(runs: dict[str, Any]) -> dict[str, Any]:
+    """Plain run lengths as COCO's packed ones."""
+    from faster_coco_eval.core import mask as masks
+
+    found = masks.frPyObjects(runs, *runs["size"])
+    return {"size": runs["size"], "counts": found["counts"].decode("ascii")}
+
+
 def _filled(polygons: list[list[float]], height: int, width: int) -> NDArray[np.uint8]:
     from faster_coco_eval.core import mask as masks
 

@@ -105,6 +105,7 @@ class Labelled:
         Cityscapes states them. Elsewhere they are painted from outlines, the large first and the small on top,
         crowds as 255: "segmentation" must be among the extras. Raises BadImage as `read` does.
         """
+        assert len(self.semantic_names) <= IGNORED, "numbers of classes fit into bytes"
         path, (width, height) = self.path(index), self._said(index)
         header = read_header(path)
         turn = turn_of(path, (width, height), (header.width, header.height), header.orientation)
