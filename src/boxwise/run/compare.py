@@ -15,12 +15,12 @@ import torch
 
 from boxwise.data.kept import decode_all, decoded_bytes, held
 from boxwise.data.targets import Labelled
-from boxwise.engine.atomic import read_json, write_json
+from boxwise.engine.atomic import read_json, write_json, write_text
 from boxwise.engine.guard import Diverged
 from boxwise.engine.lock import NAME as BUSY
 from boxwise.engine.lock import Lock
 from boxwise.run.compare_arms import open_arms, refuse_misfits
-from boxwise.run.compare_lock import LOCK, hold, lock_of, text_of
+from boxwise.run.compare_lock import LOCK, joined, lock_of, text_of
 from boxwise.run.compare_plan import Cell, cells, open_shares
 from boxwise.run.compare_results import CURVE, ap_by_iou, collect
 from boxwise.run.find import transfer_recipe
@@ -75,15 +75,17 @@ def compare(
     out = Path(out)
     _refuse(out, overwrite=overwrite, seeds=seeds, cache=cache)
     plan = planned(data, out, init, labels, seeds, detector, images, val, config, dict(settings or {}))
+    lock = text_of(plan.lock if overwrite else joined(out, plan.lock))
     if dry_run:
-        print(text_of(plan.lock) + _listing(plan, fresh=overwrite))
+        print(lock + _listing(plan, fresh=overwrite))
         return out
     out.mkdir(parents=True, exist_ok=True)
     busy = Lock(out)
     try:
         if overwrite:
             _empty(out)
-        _say("everything but the initial weights is locked:\n" + text_of(hold(out, plan.lock)))
+        write_text(out / LOCK, lock)
+        _say(f"everything but the initial weights is locked:\n{lock}")
         _run_all(_in_memory(plan, limit=cache), out, after_run)
     finally:
         busy.release()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from boxwise.data.targets import Labelled
-from boxwise.engine.atomic import write_text
 from boxwise.engine.folder import FREE
 from boxwise.engine.loop import device_of, dtype_of
 from boxwise.recipes.recipe import TransferRecipe
@@ -69,10 +68,10 @@ def lock_of(
     return held
 
 
-def hold(folder: Path, lock: Lock) -> Lock:
-    """Writes `lock` with the entries that earlier commands added; returns what is written.
+def joined(folder: Path, lock: Lock) -> Lock:
+    """`lock` with the entries that earlier commands added to the one in `folder`.
 
-    Raises ValueError that lists what differs from the lock in `folder`.
+    Raises ValueError that lists what differs from it.
     """
     file = folder / LOCK
     before: Lock = load_yaml(file) if file.is_file() else {}
@@ -82,9 +81,7 @@ def hold(folder: Path, lock: Lock) -> Lock:
             f"{folder}: this comparison was started otherwise, and its runs cannot be held against others; take "
             f"the settings back, choose another folder, or pass --overwrite to start again\n  {listed}"
         )
-    whole = lock | {section: _joined(before.get(section, {}), lock[section]) for section in OPEN}
-    write_text(file, text_of(whole))
-    return whole
+    return lock | {section: _joined(before.get(section, {}), lock[section]) for section in OPEN}
 
 
 def changes(before: Lock, now: Lock) -> Iterator[str]:
@@ -118,7 +115,7 @@ def _fixed(recipe: TransferRecipe) -> Lock:
 
 
 def _joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> Lock:
-    both = {key: before[key] | now[key] for key in before.keys() & now.keys()}
+    both = {key: before[key] | value for key, value in now.items() if key in before}
     return {**before, **now, **both}
 
 
