@@ -189,6 +189,7 @@ def _run_all(plan: Plan, out: Path, after_run: Callable[[Path], object] | None) 
 
 
 def _train(cell: Cell, plan: Plan) -> None:
+    (cell.folder / CURVE).unlink(missing_ok=True)  # of other detections
     run_transfer(
         cell.recipe,
         cell.share.drawn[cell.seed],
