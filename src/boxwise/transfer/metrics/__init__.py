@@ -7,6 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from boxwise.transfer.metrics.cityscapes import (
+    CITYSCAPES_FIGURES,
+    cityscapes_figures,
+    cityscapes_over_iou,
+)
 from boxwise.transfer.metrics.coco import (
     FIGURES,
     IOUS,
@@ -18,9 +23,10 @@ from boxwise.transfer.metrics.coco import (
     over_iou,
 )
 from boxwise.transfer.metrics.lvis import LVIS_FIGURES, lvis_figures, lvis_judged
+from boxwise.transfer.metrics.semantic import Confusion, class_ious, mean_iou, semantic_figures
 from boxwise.transfer.metrics.voc import VOC_FIGURES, Points, voc_aps, voc_figures
 
-Metric = Literal["coco", "voc", "voc07", "lvis"]
+Metric = Literal["coco", "voc", "voc07", "lvis", "cityscapes"]
 """Whose rules: `voc` takes the area under the curve, `voc07` its eleven points, as for VOC 2007's test images."""
 
 MEASURED: Mapping[Metric, Mapping[Kind, tuple[str, ...]]] = {
@@ -28,8 +34,9 @@ MEASURED: Mapping[Metric, Mapping[Kind, tuple[str, ...]]] = {
     "voc": {"bbox": VOC_FIGURES},
     "voc07": {"bbox": VOC_FIGURES},
     "lvis": LVIS_FIGURES,
+    "cityscapes": {"bbox": FIGURES["bbox"], "segm": CITYSCAPES_FIGURES},
 }
-"""The figures that each metric gives of what it can compare, in order."""
+"""The figures that each metric gives of what it can compare, in order. Cityscapes has no rules for boxes: COCO's."""
 
 BOXES: tuple[Kind, ...] = ("bbox",)
 
@@ -38,13 +45,17 @@ _POINTS: Mapping[str, Points] = {"voc": "area", "voc07": "eleven"}
 __all__ = [
     "FIGURES",
     "MEASURED",
+    "Confusion",
     "Kind",
     "Metric",
     "Result",
     "by_category",
+    "class_ious",
     "coco_figures",
     "curves",
     "figures",
+    "mean_iou",
+    "semantic_figures",
 ]
 
 
@@ -79,6 +90,8 @@ def curves(
         found = [100 * float(ap) for ap in np.mean(aps, axis=0)] if aps else [-1.0] * len(IOUS)
     elif metric == "lvis":
         found = over_iou(lvis_judged(truth, results, kind))
+    elif metric == "cityscapes" and kind == "segm":
+        found = cityscapes_over_iou(truth, results)
     else:
         found = over_iou(judged(truth, results, kind))
     return {"iou": list(IOUS), "AP": found}
@@ -91,6 +104,8 @@ def _figures(
         return voc_figures(truth, results, points=_POINTS[metric])
     if metric == "lvis":
         return lvis_figures(truth, results, kind)
+    if metric == "cityscapes" and kind == "segm":
+        return cityscapes_figures(truth, results)
     return coco_figures(truth, results, kind)
 
 
