@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from boxwise.config import settings
 from boxwise.data.targets import Labelled
-from boxwise.transfer.detectors.base import Detector, DetectorConfig
+from boxwise.transfer.detectors.base import Detector, DetectorConfig, Targets
 from boxwise.transfer.metrics import Metric
 from boxwise.transfer.results import Result, results
 from boxwise.transfer.samples import DetectionBatch, TestSamples, collate
@@ -43,28 +44,44 @@ def predict(
     moves their detections a little: compare figures at one `batch_size`. Raises BadImage at an image that cannot
     be read.
     """
-    device = torch.device(device)
-    was_training = model.training
-    module = Detection(model).to(device).eval()
     loader: DataLoader[DetectionBatch] = DataLoader(
         TestSamples(labelled, config),  # type: ignore[arg-type]
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=collate,
-        pin_memory=device.type == "cuda",
+        pin_memory=torch.device(device).type == "cuda",
     )
     listed: list[Result] = []
+    for found, batch in detections(model, loader, device=device, precision=precision):
+        images = [labelled.image_id(index) for index in batch.index]
+        listed += results(found, batch, images=images, categories=labelled.categories)
+    return listed
+
+
+def detections(
+    model: Detector,
+    batches: Iterable[DetectionBatch],
+    *,
+    device: torch.device | str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> Iterator[tuple[Targets, DetectionBatch]]:
+    """What is found in each batch, on the device and in the batch's pixels, beside the batch.
+
+    Leaves the model on `device`, and in the mode it was in.
+    """
+    device = torch.device(device)
+    was_training = model.training
+    module = Detection(model).to(device).eval()
     try:
-        for batch in loader:
+        for batch in batches:
             with (
                 torch.no_grad(),
                 torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
             ):
                 found = module.detect(batch.to(device))
-            listed += results(found, batch, labelled)
+            yield found, batch
     finally:
         model.train(was_training)
-    return listed
 
 
 def metric_of(measure: Measure, labelled: Labelled) -> Metric:

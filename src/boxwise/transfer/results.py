@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from boxwise.data.targets import Labelled
+from boxwise.data.coco import Category
 from boxwise.transfer.annotations import CENTRE
 from boxwise.transfer.detectors.base import Targets
 from boxwise.transfer.samples import DetectionBatch
@@ -21,24 +21,48 @@ INSIDE = 0.5
 """Probability from which on a pixel is of the thing."""
 
 
-def results(found: Targets, batch: DetectionBatch, labelled: Labelled) -> Iterator[Result]:
-    """Detections of a batch, image after image; boxes, scores and labels in one copy from the device."""
-    counts = [len(f["scores"]) for f in found]
-    rows = torch.cat([torch.cat([f["boxes"], f["scores"][:, None], f["labels"][:, None]], 1) for f in found])
-    for i, part in enumerate(rows.cpu().double().split(counts)):
+def results(
+    found: Targets,
+    batch: DetectionBatch,
+    *,
+    images: Sequence[int],
+    categories: Sequence[Category],
+    sure: float | None = None,
+) -> Iterator[Result]:
+    """Detections of a batch, image after image, with a score of at least `sure`; all of them, unless told.
+
+    `images` are the ids of the batch's images. What was found comes from the device in one copy for each kind:
+    boxes with scores and labels, masks, keypoints.
+    """
+    for i, one in enumerate(_fetched(found)):
+        if sure is not None:
+            keep = one["rows"][:, 4] >= sure
+            one = {name: rows[keep] for name, rows in one.items()}
+        part = one["rows"]
         (height, width), (tall, wide) = batch.sources[i], batch.sizes[i]
         scale = part.new_tensor([width / wide, height / tall])
         boxes = torch.minimum(
             (part[:, :4] * scale.repeat(2)).clamp(min=0), part.new_tensor([width, height] * 2)
         )
-        more = _masks(found[i], boxes, (height, width)) | _keypoints(found[i], scale)
+        more = _masks(one, boxes, (height, width)) | _keypoints(one, scale)
         boxes[:, 2:] -= boxes[:, :2]
-        image = labelled.image_id(batch.index[i])
         listed = zip(boxes.tolist(), part[:, 4].tolist(), part[:, 5].tolist(), strict=True)
         for k, (box, score, label) in enumerate(listed):
-            category = labelled.categories[int(label) - 1].id
+            category = categories[int(label) - 1].id
             known = {name: values[k] for name, values in more.items()}
-            yield {"image_id": image, "category_id": category, "bbox": box, "score": score, **known}
+            yield {"image_id": images[i], "category_id": category, "bbox": box, "score": score, **known}
+
+
+def _fetched(found: Targets) -> Iterator[dict[str, Tensor]]:
+    """Of each image, on the host: "rows" of box, score and label in float64, and what else was found of each."""
+    counts = [len(one["scores"]) for one in found]
+    rows = torch.cat([torch.cat([f["boxes"], f["scores"][:, None], f["labels"][:, None]], 1) for f in found])
+    kinds = {"rows": rows.cpu().double()}
+    for name in ("masks", "keypoints"):
+        if name in found[0]:
+            kinds[name] = torch.cat([one[name] for one in found]).cpu()
+    split = {name: whole.split(counts) for name, whole in kinds.items()}
+    yield from ({name: parts[i] for name, parts in split.items()} for i in range(len(found)))
 
 
 def _masks(found: dict[str, Tensor], boxes: Tensor, size: tuple[int, int]) -> dict[str, Sequence[Any]]:
@@ -49,7 +73,7 @@ def _masks(found: dict[str, Tensor], boxes: Tensor, size: tuple[int, int]) -> di
 
     rles = []
     for square, box in zip(
-        found["masks"].cpu().float(), boxes.float(), strict=True
+        found["masks"].float(), boxes.float(), strict=True
     ):  # one at a time: they are large
         whole = paste_masks_in_image(square[None], box[None], size)[0, 0] > INSIDE
         rle = coder.encode(np.asfortranarray(whole.numpy().astype(np.uint8)))
@@ -61,6 +85,6 @@ def _keypoints(found: dict[str, Tensor], scale: Tensor) -> dict[str, Sequence[An
     """x, y and 1 of each, named by the pixel that holds it."""
     if "keypoints" not in found:
         return {}
-    marks = found["keypoints"].cpu().double()
+    marks = found["keypoints"].double()
     marks[..., :2] = marks[..., :2] * scale - CENTRE
     return {"keypoints": marks.flatten(1).tolist()}

@@ -136,9 +136,14 @@ class TestSamples:
 
     def __getitem__(self, index: int) -> Sample:
         picture, _ = self.labelled.read(index)
-        image = _resized(picture, short=self.config.min_size, long=self.config.max_size)
-        none = torch.zeros((0, 4))
-        return Sample(image, none, none[:, 0].long(), index, _sides(picture))
+        return unlabelled(picture, index, self.config)
+
+
+def unlabelled(picture: Picture, index: int, config: DetectorConfig) -> Sample:
+    """One picture at the size that detectors are measured at, without boxes."""
+    image = _resized(picture, short=config.min_size, long=config.max_size)
+    none = torch.zeros((0, 4))
+    return Sample(image, none, none[:, 0].long(), index, _sides(picture))
 
 
 def target_size(height: int, width: int, *, short: int, long: int) -> tuple[int, int]:
