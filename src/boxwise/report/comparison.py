@@ -38,7 +38,6 @@ def write_comparison(folder: Path) -> Path:
             f'<section class="lead">{_claims(results)}{_by_share(results)}</section>',
             _figures(results),
             _by_iou(results),
-            _runs(results),
             "<section><h2>Locked for all runs</h2>"
             f'<div class="card"><pre>{escape(lock)}</pre></div></section>',
         ]
@@ -159,7 +158,8 @@ def _figures(results: Mapping[str, Any]) -> str:
     head = ["labels", "weights", "seeds", *map(escape, names)]
     return (
         f'<section><h2>Figures</h2><div class="card wide">{table(head, rows, words=2)}'
-        '<span class="note">Mean and standard deviation over seeds, 0 to 100.</span></div></section>'
+        f'<span class="note">Mean and standard deviation over seeds, 0 to 100.</span>{_runs(results)}'
+        "</div></section>"
     )
 
 
@@ -191,10 +191,7 @@ def _runs(results: Mapping[str, Any]) -> str:
         for lost in results["missing"]
     ]
     head = ["labels", "weights", "seed", "images", *map(escape, names)]
-    return (
-        f'<section><div class="card wide"><details><summary>All {len(rows)} runs</summary>'
-        f"{table(head, rows, words=2)}</details></div></section>"
-    )
+    return f"<details><summary>All {len(rows)} runs</summary>{table(head, rows, words=2)}</details>"
 
 
 def _plain(value: float | None) -> str:

@@ -53,7 +53,8 @@ def spread_chart(
         return ""
     ends = [0.0] if zero else []
     ys = ticks(min([*values, *ends]), max([*values, *ends]))
-    low, high = min(at for at, _ in places), max(at for at, _ in places)
+    reach = [*(at for at, _ in places), *(point.place for arm in arms for point in arm.points)]
+    low, high = min(reach), max(reach)
     free = MARGIN * (high - low) or 1.0
     frame = Frame(low - free, high + free, ys[0], ys[-1])
     hues = [c % COLOURS for c in (colours or range(len(arms)))]
