@@ -8,12 +8,12 @@ from cityscapesscripts.helpers.labels import labels
 from PIL import Image
 from pycocotools import mask as masks
 
+from boxwise.data.formats.cityscapes import COUNTABLE, THINGS, VOID, read_cityscapes
 from boxwise.transfer.metrics import FIGURES, curves, figures
-from boxwise.transfer.metrics.cityscapes import LABELS, VOID, cityscapes_figures
+from boxwise.transfer.metrics.cityscapes import cityscapes_figures
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
 HEIGHT, WIDTH = 96, 160
-CATEGORIES = [{"id": 3 + k, "name": name} for k, name in enumerate(LABELS)]
 
 
 def ellipse(rng: np.random.Generator, small: bool) -> np.ndarray:
@@ -27,12 +27,14 @@ def moved(mask: np.ndarray, rng: np.random.Generator, most: int) -> np.ndarray:
     return np.roll(mask, rng.integers(-most, most + 1, 2), (0, 1))
 
 
-def city(folder: Path, seed: int, images: int = 6) -> tuple[dict, list[dict]]:
-    """Streets of void and road with objects, small ones and groups; the last two images have no objects or no
-    detections. Scores are tied, objects are found several times, and much is seen where nothing is."""
+def city(root: Path, seed: int, images: int = 6) -> tuple[dict, list[dict]]:
+    """Streets of void and road with objects, small ones and groups, as Cityscapes lays them out and as they are
+    read; the last two images have no objects or no detections. Scores are tied, objects are found several times,
+    and much is seen where nothing is."""
     rng = np.random.default_rng(seed)
-    truth: dict = {"images": [], "categories": CATEGORIES, "annotations": []}
     results: list[dict] = []
+    for folder in ("leftImg8bit/val/town", "gtFine/val/town"):
+        (root / folder).mkdir(parents=True)
     for number in range(images):
         ids = np.full((HEIGHT, WIDTH), 7, dtype=np.uint16)
         for label in (0, 4, 9, 29):
@@ -48,26 +50,20 @@ def city(folder: Path, seed: int, images: int = 6) -> tuple[dict, list[dict]]:
             (int(rng.choice([24, 26, 33, 31])), ellipse(rng, bool(rng.random() < 0.3))) for _ in range(9)
         ]
         seen.append((24, np.zeros((HEIGHT, WIDTH), dtype=bool)))
-        file = folder / f"town_{number:06d}_000019_gtFine_instanceIds.png"
-        Image.fromarray(ids).save(file)
-        truth["images"].append(
-            {"id": 50 + number, "width": WIDTH, "height": HEIGHT, "instance_ids": str(file)}
-        )
+        name = f"town_{number:06d}_000019"
+        Image.fromarray(ids).save(root / f"gtFine/val/town/{name}_gtFine_instanceIds.png")
+        Image.new("RGB", (WIDTH, HEIGHT)).save(root / f"leftImg8bit/val/town/{name}_leftImg8bit.png")
         for label, mask in seen if number < images - 1 else []:
             rle = masks.encode(np.asfortranarray(mask.astype(np.uint8)))
             segmentation = {"size": [HEIGHT, WIDTH], "counts": rle["counts"].decode("ascii")}
-            name = next(n for n, i in LABELS.items() if i == label)
-            category = next(c["id"] for c in CATEGORIES if c["name"] == name)
             score = round(float(rng.random()), 1)
-            results.append(
-                {
-                    "image_id": 50 + number,
-                    "category_id": category,
-                    "score": score,
-                    "segmentation": segmentation,
-                }
-            )
-    return truth, results
+            about = {"image_id": number + 1, "category_id": label, "score": score}
+            results.append(about | {"segmentation": segmentation})
+    return read_cityscapes(root, "val")[0], results
+
+
+def instance_ids(root: Path) -> list[str]:
+    return [str(file) for file in sorted(root.glob("gtFine/val/town/*"))]
 
 
 def oracle(
@@ -79,7 +75,6 @@ def oracle(
     args.quiet, args.gtInstancesFile = True, str(folder / "gtInstances.json")
     args.predictionPath = str(folder)
     scripts.setInstanceLabels(args)
-    names = {c["id"]: c["name"] for c in truth["categories"]}
     said = []
     for image in truth["images"]:
         lines = []
@@ -87,10 +82,10 @@ def oracle(
             if result["image_id"] == image["id"]:
                 mask = masks.decode(result["segmentation"])
                 Image.fromarray(mask * 255).save(folder / f"found_{k}.png")
-                lines.append(f"found_{k}.png {LABELS[names[result['category_id']]]} {result['score']}\n")
+                lines.append(f"found_{k}.png {result['category_id']} {result['score']}\n")
         said.append(str(folder / f"{image['id']}_pred.txt"))
         Path(said[-1]).write_text("".join(lines))
-    files = [image["instance_ids"] for image in truth["images"]]
+    files = instance_ids(folder)
     matches = scripts.matchGtWithPreds(said, files, scripts.getGtInstances(files, args), args)
     aps = scripts.evaluateMatches(matches, args)
     return scripts.computeAverages(aps, args), aps[0]
@@ -117,48 +112,41 @@ def test_figures_equal_the_scripts_of_cityscapes(
 
 def test_the_labels_are_those_of_the_scripts() -> None:
     """Breaks when an id is mistyped: its class would be void, or never found."""
-    assert {
-        label.name: label.id for label in labels if label.hasInstances and not label.ignoreInEval
-    } == LABELS
-    assert sorted(label.id for label in labels if label.ignoreInEval) == sorted(VOID)
+    measured = [label for label in labels if not label.ignoreInEval]
+    assert {label.id: label.name for label in measured if label.hasInstances} == THINGS
+    assert {label.id for label in labels if label.ignoreInEval} == {*VOID, -1}
+    assert {label.id for label in labels if label.hasInstances} == {*COUNTABLE}
 
 
 def test_a_city_without_objects_or_without_detections(tmp_path: Path) -> None:
     """Breaks when nothing to find is taken for nothing found, or when all that was found may be ignored."""
     truth, results = city(tmp_path, 0)
     assert figures("cityscapes", truth, [], kinds=("segm",)) == {"mask_AP": 0, "mask_AP50": 0}
-    empty = {**truth, "images": truth["images"][-2:-1]}
-    mine = [r for r in results if r["image_id"] == empty["images"][0]["id"]]
-    assert len(mine) > 5 and cityscapes_figures(empty, mine) == {"mask_AP": -1, "mask_AP50": -1}
-    ids = np.array(Image.open(truth["images"][0]["instance_ids"]))
-    void = masks.encode(np.asfortranarray(np.isin(ids, VOID).astype(np.uint8)))
-    unseen = [{"image_id": 50, "category_id": 3, "score": 0.5, "segmentation": void}]
+    unseen = [{"image_id": 1, "category_id": 26, "score": 0.5, "segmentation": truth["images"][0]["void"]}]
     assert cityscapes_figures(truth, unseen) == {"mask_AP": 0, "mask_AP50": 0}
+    lonely = truth["images"][-2]
+    nobody = [a for a in truth["annotations"] if a["image_id"] == lonely["id"]]
+    empty = {**truth, "images": [lonely], "annotations": nobody}
+    mine = [r for r in results if r["image_id"] == lonely["id"]]
+    assert not nobody and len(mine) > 5
+    assert cityscapes_figures(empty, mine) == {"mask_AP": -1, "mask_AP50": -1}
 
 
 def test_boxes_are_measured_as_coco_measures_them(tmp_path: Path) -> None:
     """Breaks when boxes are dropped from a set whose own scripts know none."""
     truth, _ = city(tmp_path, 1, images=3)
-    annotation = {
-        "id": 1,
-        "image_id": 50,
-        "category_id": 3,
-        "bbox": [4, 4, 50, 50],
-        "area": 2500,
-        "iscrowd": 0,
-    }
-    truth["annotations"] = [annotation]
-    hit = [{"image_id": 50, "category_id": 3, "bbox": [4, 4, 50, 50], "score": 0.5}]
-    found = figures("cityscapes", truth, hit)
+    objects = [a for a in truth["annotations"] if not a["iscrowd"]]
+    hits = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.5} for a in objects]
+    found = figures("cityscapes", truth, hits)
     assert list(found) == list(FIGURES["bbox"]) and found["AP"] == pytest.approx(100)
 
 
-def test_another_set_is_turned_away(tmp_path: Path) -> None:
-    """Breaks when figures come out for truth that lacks void and groups."""
+def test_what_lacks_void_or_masks_is_turned_away(tmp_path: Path) -> None:
+    """Breaks when figures come out for truth that does not say what is to be ignored."""
     truth, results = city(tmp_path, 2, images=3)
-    with pytest.raises(ValueError, match="image 50 names no file of instance ids"):
-        cityscapes_figures({**truth, "images": [{"id": 50, "width": 9, "height": 9}]}, [])
-    with pytest.raises(ValueError, match="category dog is none of Cityscapes'"):
-        cityscapes_figures({**truth, "categories": [{"id": 1, "name": "dog"}]}, [])
-    with pytest.raises(ValueError, match="image 50 has no segmentation"):
+    with pytest.raises(ValueError, match="image 1 does not say where it is void"):
+        cityscapes_figures(
+            {**truth, "images": [{k: v for k, v in i.items() if k != "void"} for i in truth["images"]]}, []
+        )
+    with pytest.raises(ValueError, match="image 1 has no segmentation"):
         cityscapes_figures(truth, [{k: v for k, v in r.items() if k != "segmentation"} for r in results])

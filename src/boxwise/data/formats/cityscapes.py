@@ -29,9 +29,13 @@ CLASSES = (
 """By label id."""
 THINGS = {k: CLASSES[k] for k in (24, 25, 26, 27, 28, 31, 32, 33)}
 """The eight that are measured as instances, by label id."""
+COUNTABLE = (*THINGS, 29, 30)
+"""The label ids of classes whose things are numbered: caravans and trailers too, which are not measured."""
 TRAINED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, *THINGS)
 """The label ids of the nineteen classes of semantic segmentation, in the order of their train ids."""
 SEMANTIC = tuple(CLASSES[k] for k in TRAINED)
+VOID = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
+"""The label ids of classes that nothing is measured on: what is found there is not wrong."""
 IGNORED = 255
 COUNTED = 1000
 """A pixel of the n-th thing of a class is label id * 1000 + n; below, of a class as a whole: a group, or stuff."""
@@ -50,7 +54,8 @@ def read_cityscapes(root: Path, split: Literal["train", "val"]) -> tuple[Json, s
     """One split as COCO writes it, and a digest of the pictures of instances.
 
     Categories keep their label ids. Outlines are run lengths, boxes the least around them; what hides behind
-    another thing is no part of them. Groups of things are crowds. Raises ValueError for all that is missing.
+    another thing is no part of them. Groups of things are crowds. Images bear their pixels of no measured class
+    as `void`. Raises ValueError for all that is missing.
     """
     folder = root / "leftImg8bit" / split
     photos = sorted(folder.glob(f"*/*{PHOTO}"))
@@ -62,9 +67,9 @@ def read_cityscapes(root: Path, split: Literal["train", "val"]) -> tuple[Json, s
     digest = hashlib.blake2b(digest_size=16)
     images: list[Json] = []
     annotations: list[Json] = []
-    for k, (name, (size, mark, objects)) in enumerate(zip(names, found, strict=True), start=1):
+    for k, (name, (size, mark, objects, void)) in enumerate(zip(names, found, strict=True), start=1):
         digest.update(os.fsencode(name) + mark)
-        images.append({"id": k, "file_name": name, "width": size[1], "height": size[0]})
+        images.append({"id": k, "file_name": name, "width": size[1], "height": size[0], "void": void})
         annotations += [
             {"id": len(annotations) + j, "image_id": k, **o} for j, o in enumerate(objects, start=1)
         ]
@@ -90,8 +95,8 @@ def _beside(root: Path, name: str, ending: str) -> Path:
     return root / "gtFine" / f"{below}{ending}"
 
 
-def _read(root: Path, name: str) -> tuple[tuple[int, int], bytes, list[Json]]:
-    """Height and width, a digest, and the things of one image."""
+def _read(root: Path, name: str) -> tuple[tuple[int, int], bytes, list[Json], Json]:
+    """Height and width, a digest, the things and the void of one image."""
     file = _beside(root, name, "_gtFine_instanceIds.png")
     outlines = _beside(root, name, "_gtFine_polygons.json")
     try:
@@ -99,7 +104,9 @@ def _read(root: Path, name: str) -> tuple[tuple[int, int], bytes, list[Json]]:
     except BadImage as bad:
         raise ValueError(f"{bad}; accepted is {LAYOUT}") from None
     mark = hashlib.blake2b(np.ascontiguousarray(ids).data, digest_size=16).digest()
-    return (ids.shape[0], ids.shape[1]), mark, list(_things(ids))
+    nowhere = np.flatnonzero(np.isin(ids.T.ravel(), VOID))
+    void = packed({"size": [*ids.shape], "counts": _runs(nowhere, ids.size)})
+    return (ids.shape[0], ids.shape[1]), mark, list(_things(ids)), void
 
 
 def _pixels(file: Path) -> Int32[np.ndarray, "h w"]:
@@ -115,7 +122,7 @@ def _painted(file: Path, *, counted: bool) -> Int32[np.ndarray, "h w"]:
     try:
         held = json.loads(file.read_bytes())
         picture = Image.new("I", (held["imgWidth"], held["imgHeight"]), 0)
-        pencil, met = ImageDraw.Draw(picture), dict.fromkeys(THINGS, 0)
+        pencil, met = ImageDraw.Draw(picture), dict.fromkeys(COUNTABLE, 0)
         for o in held["objects"]:
             if o.get("deleted"):
                 continue
@@ -165,6 +172,8 @@ def _groups(values: NDArray[np.int32]) -> tuple[list[int], list[int], list[int]]
 
 def _runs(places: NDArray[np.int64], total: int) -> list[int]:
     """Run lengths, unset pixels first, of rising places of set ones."""
+    if not places.size:
+        return [total]
     breaks = np.flatnonzero(np.diff(places) > 1)
     starts = places[np.concatenate([[0], breaks + 1])]
     ends = places[np.concatenate([breaks, [len(places) - 1]])] + 1

@@ -1,8 +1,7 @@
 """Cityscapes' average precision of instance masks, equal to that of the set's own scripts.
 
-It differs from COCO's in what is ignored and in the sum. Truth is the picture of instance ids: an object is what bears
-one id of 1000 or more, a group (ids below) and an object below 100 pixels are neither to be found nor wrong, and pixels
-of classes that nobody is measured on are void.
+It differs from COCO's in what is ignored and in the sum. Groups of things (crowds) and objects below 100 pixels are
+neither to be found nor wrong, and pixels of classes that nobody is measured on are void.
 
     for each threshold t of IoU, for each class:
         an object is found by any detection with IoU > t; the surest is right, every other is wrong
@@ -16,29 +15,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from faster_coco_eval.core import mask as masks
-from PIL import Image
+from jaxtyping import Bool
+from numpy.typing import NDArray
 
 from boxwise.transfer.metrics.coco import PREFIX, Result
-
-LABELS: Mapping[str, int] = {
-    "person": 24,
-    "rider": 25,
-    "car": 26,
-    "truck": 27,
-    "bus": 28,
-    "train": 31,
-    "motorcycle": 32,
-    "bicycle": 33,
-}
-"""The classes of instances, by the ids of Cityscapes."""
-
-VOID = (-1, 0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
-"""Ids of classes that nobody is measured on."""
 
 SMALL = 100
 """Objects of fewer pixels need not be found."""
@@ -50,6 +34,17 @@ CITYSCAPES_FIGURES = (PREFIX["segm"] + "AP", PREFIX["segm"] + "AP50")
 
 
 @dataclass(frozen=True)
+class _Object:
+    pixels: int
+    group: bool
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is to be found."""
+        return not self.group and self.pixels >= SMALL
+
+
+@dataclass(frozen=True)
 class _Found:
     """One detection against the objects of its class in its image."""
 
@@ -57,23 +52,22 @@ class _Found:
     pixels: int
     void: int
     shared: dict[int, int]
-    """Pixels in common with each object that it touches, by instance id."""
+    """Pixels in common with each object that it touches."""
 
 
 @dataclass(frozen=True)
 class _Frame:
     """One class in one image."""
 
-    objects: dict[int, int]
-    """Pixels of each, by instance id; groups bear ids below 1000."""
+    objects: dict[int, _Object]
     found: list[_Found]
 
 
 def cityscapes_figures(truth: Mapping[str, Any], results: Sequence[Result]) -> dict[str, float]:
     """mask_AP and mask_AP50 in 0..100, means over the classes that the truth has; -1 where it has none.
 
-    Each image of `truth` names the file of its instance ids in `instance_ids`, each category is called as
-    Cityscapes calls it.
+    `truth` is COCO json as a dict, its masks apart from each other, its groups crowds; each image holds as run
+    lengths under `void` the pixels of no class.
     """
     by_overlap = cityscapes_over_iou(truth, results)
     figures = (float(np.mean(by_overlap)), by_overlap[0])
@@ -82,68 +76,55 @@ def cityscapes_figures(truth: Mapping[str, Any], results: Sequence[Result]) -> d
 
 def cityscapes_over_iou(truth: Mapping[str, Any], results: Sequence[Result]) -> list[float]:
     """AP in 0..100 at each of the ten thresholds; -1 throughout where the truth has no object to find."""
-    frames: dict[int, list[_Frame]] = defaultdict(list)
+    objects: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for annotation in truth["annotations"]:
+        objects[annotation["image_id"]].append(annotation)
     found: dict[int, list[Result]] = defaultdict(list)
     for result in results:
         found[result["image_id"]].append(result)
-    labels = {c["id"]: _label(c["name"]) for c in truth["categories"]}
+    frames: dict[int, list[_Frame]] = defaultdict(list)
     for image in truth["images"]:
-        for label, frame in _frames(image, found[image["id"]], labels):
-            frames[label].append(frame)
+        for category, frame in _frames(image, objects[image["id"]], found[image["id"]]):
+            frames[category].append(frame)
     classes = [
         [_ap(of_class, float(t)) for t in OVERLAPS]
         for of_class in frames.values()
-        if any(_counts(i, n) for frame in of_class for i, n in frame.objects.items())
+        if any(o.counts for frame in of_class for o in frame.objects.values())
     ]
     return [100 * float(ap) for ap in np.mean(classes, axis=0)] if classes else [-1.0] * len(OVERLAPS)
 
 
-def _label(name: str) -> int:
-    if name not in LABELS:
-        raise ValueError(
-            f"category {name} is none of Cityscapes' instances ({', '.join(LABELS)}): measure by coco"
-        )
-    return LABELS[name]
-
-
 def _frames(
-    image: Mapping[str, Any], results: Sequence[Result], labels: Mapping[int, int]
+    image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], results: Sequence[Result]
 ) -> Iterator[tuple[int, _Frame]]:
-    """Each class of one image. Detections without a pixel are dropped, as nobody could place them."""
-    if "instance_ids" not in image:
+    """Each class of one image. Detections without a pixel are dropped."""
+    if "void" not in image:
         raise ValueError(
-            f"image {image['id']} names no file of instance ids: take Cityscapes with its gtFine pictures, or measure "
-            "by coco"
+            f"image {image['id']} does not say where it is void: take Cityscapes' own folders, or measure by coco"
         )
-    with Image.open(Path(image["instance_ids"])) as picture:
-        ids, place, pixels = np.unique(np.asarray(picture), return_inverse=True, return_counts=True)
-    place = place.reshape(image["height"], image["width"])
-    void = np.isin(ids, VOID)
-    of_label = {
-        label: [k for k, i in enumerate(ids.tolist()) if _class_of(i) == label] for label in labels.values()
-    }
-    found: dict[int, list[_Found]] = defaultdict(list)
+    owner = np.zeros((image["height"], image["width"]), dtype=np.int64)  # 0: nobody's, 1: void, then objects
+    for k, outline in enumerate([image["void"], *(a["segmentation"] for a in annotations)], start=1):
+        owner[_pixels(outline)] = k
+    pixels = np.bincount(owner.ravel(), minlength=len(annotations) + 2)
+    frames: dict[int, _Frame] = defaultdict(lambda: _Frame({}, []))
+    for k, annotation in enumerate(annotations, start=2):
+        one = _Object(int(pixels[k]), bool(annotation.get("iscrowd")))
+        frames[annotation["category_id"]].objects[k] = one
     for result in results:
         if result.get("segmentation") is None:
             raise ValueError(
                 f"a detection on image {image['id']} has no segmentation: Cityscapes measures masks"
             )
-        label = labels[result["category_id"]]
-        covered = np.bincount(place[masks.decode(result["segmentation"]).astype(bool)], minlength=len(ids))
+        covered = np.bincount(owner[_pixels(result["segmentation"])], minlength=2)
         if covered.any():
-            shared = {int(ids[k]): int(covered[k]) for k in of_label[label] if covered[k]}
-            found[label].append(_Found(result["score"], int(covered.sum()), int(covered[void].sum()), shared))
-    for label, rows in of_label.items():
-        yield label, _Frame({int(ids[k]): int(pixels[k]) for k in rows}, found[label])
+            frame = frames[result["category_id"]]
+            shared = {k: int(covered[k]) for k in frame.objects if k < len(covered) and covered[k]}
+            frame.found.append(_Found(result["score"], int(covered.sum()), int(covered[1]), shared))
+    yield from frames.items()
 
 
-def _class_of(instance: int) -> int:
-    return instance if instance < 1000 else instance // 1000
-
-
-def _counts(instance: int, pixels: int) -> bool:
-    """Whether the object is to be found."""
-    return instance >= 1000 and pixels >= SMALL
+def _pixels(outline: Mapping[str, Any]) -> Bool[NDArray[np.bool_], "h w"]:
+    return masks.decode(dict(outline)).astype(bool)
 
 
 def _ap(frames: Sequence[_Frame], overlap: float) -> float:
@@ -153,29 +134,28 @@ def _ap(frames: Sequence[_Frame], overlap: float) -> float:
     for frame in frames:
         hits: dict[int, list[float]] = defaultdict(list)
         for found in frame.found:
-            hit = [i for i in found.shared if _iou(found, frame, i) > overlap]
-            for instance in hit:
-                hits[instance].append(found.score)
+            hit = [k for k in found.shared if _iou(found, frame, k) > overlap]
+            for k in hit:
+                hits[k].append(found.score)
             if not hit and _ignorable(found, frame) / found.pixels <= overlap:
                 wrong.append(found.score)
-        for instance, pixels in frame.objects.items():
-            if _counts(instance, pixels):
+        for k, one in frame.objects.items():
+            if one.counts:
                 objects += 1
-                scores = sorted(hits[instance])
+                scores = sorted(hits[k])
                 right += scores[-1:]
                 wrong += scores[:-1]
     return _area(np.sort(right), np.sort(wrong), objects)
 
 
-def _iou(found: _Found, frame: _Frame, instance: int) -> float:
-    shared = found.shared[instance]
-    return shared / (frame.objects[instance] + found.pixels - shared)
+def _iou(found: _Found, frame: _Frame, k: int) -> float:
+    return found.shared[k] / (frame.objects[k].pixels + found.pixels - found.shared[k])
 
 
 def _ignorable(found: _Found, frame: _Frame) -> int:
     """Pixels on void, groups and small objects; a small group counts as both, as the scripts have it."""
-    groups = sum(n for i, n in found.shared.items() if i < 1000)
-    return found.void + groups + sum(n for i, n in found.shared.items() if frame.objects[i] < SMALL)
+    times = {k: one.group + (one.pixels < SMALL) for k, one in frame.objects.items()}
+    return found.void + sum(times[k] * shared for k, shared in found.shared.items())
 
 
 def _area(right: np.ndarray, wrong: np.ndarray, objects: int) -> float:
