@@ -42,6 +42,8 @@ RUN: dict[str, Any] = {
     "precision": "fp32",
     "run.threads": 1,
 }
+FAMILY = "faster_rcnn_fpn"
+"""The detector of the pages."""
 DETECTOR: dict[str, Any] = {
     "detector.fpn_channels": 16,
     "detector.rpn_pre_nms_train": 50,
@@ -80,10 +82,17 @@ def tiny(argv: list[str]) -> list[str]:
     verb = argv[0]
     if verb == "demo":
         return [*argv, "--scale", "0.001"]
-    if verb not in ("show", "pretrain", "finetune"):
+    if verb not in ("show", "pretrain", "finetune", "compare"):
         return argv
     _, given = _split(verb, argv[1:])
-    settings = RUN | small(argv[1], length="epochs" if "epochs" in given else "steps")
+    recipe = (
+        argv[1]
+        if verb != "compare"
+        else argv[argv.index("--detector") + 1]
+        if "--detector" in argv
+        else FAMILY
+    )
+    settings = RUN | small(recipe, length="epochs" if "epochs" in given else "steps")
     for key in ("method.queue", "method.boxes"):
         if key in given:
             settings.pop(key, None)
@@ -93,7 +102,7 @@ def tiny(argv: list[str]) -> list[str]:
 def small(recipe: str, *, length: str) -> dict[str, Any]:
     """The settings of `recipe` that cost time."""
     size: dict[str, Any] = {"epochs": 0.5} if length == "epochs" else {"steps": 2}
-    if recipe == "faster_rcnn_fpn":
+    if recipe == FAMILY:
         return size | DETECTOR
     if ".py" not in recipe:
         size |= {"method.hidden": 16, "method.width": 8}
@@ -119,6 +128,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(place / f"coco/annotations/instances_{split}2017.json", place / f"{split}.json")
         shutil.copytree(place / f"coco/{split}2017", place / "images", dirs_exist_ok=True)
     torch.save(timm.create_model("test_resnet").state_dict(), place / "resnet50.pth")
+    cached = place / "torch" / "hub" / "checkpoints"  # what a user has fetched before, of the small backbone
+    cached.mkdir(parents=True)
+    shutil.copy(place / "resnet50.pth", cached / "test_resnet-0000.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         for command in (
@@ -140,7 +152,8 @@ def desk(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if thing.name != "runs":
             (tmp_path / thing.name).symlink_to(thing)
     monkeypatch.chdir(tmp_path)
-    for name, recipe in (("pretrain", "scrl"), ("finetune", "faster_rcnn_fpn")):
+    monkeypatch.setenv("TORCH_HOME", str(world / "torch"))
+    for name, recipe in (("pretrain", "scrl"), ("finetune", FAMILY), ("compare", FAMILY)):
         slow, sizes = getattr(boxwise, name), small(recipe, length="steps")
         monkeypatch.setattr(boxwise, name, partial(slow, settings=RUN | sizes), raising=False)
     return tmp_path
