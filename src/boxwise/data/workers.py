@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader
 
 from boxwise.data.decode import BadImage
-from boxwise.data.order import OTHER, Item, Sampler, numbers
+from boxwise.data.order import OTHER, Item, numbers
 
 T = TypeVar("T")
 StartMethod = Literal["fork", "spawn", "forkserver"]
@@ -91,6 +91,14 @@ class Tally:
         return [*new.values()]
 
 
+@runtime_checkable
+class Plan(Protocol):
+    """The items of each batch, in the order of the batches."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[list[Item]]: ...
+
+
 class Ahead(Generic[T]):
     """What `make` makes of each list of items of `sampler`, in that order.
 
@@ -102,7 +110,7 @@ class Ahead(Generic[T]):
     def __init__(
         self,
         make: Callable[[Sequence[Item], list[Bad]], T],
-        sampler: Sampler,
+        sampler: Plan,
         *,
         workers: int,
         pin: bool = False,

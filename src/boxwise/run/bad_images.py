@@ -27,9 +27,17 @@ class BadImages:
     image counts twice, before a crash or after it.
     """
 
-    def __init__(self, folder: RunFolder, images: Named) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        images: Named,
+        *,
+        limit: float = 0.05,
+        then: str = "another image takes its place",
+    ) -> None:
+        """`limit` is the share of bad images that ends a run; `then` says what becomes of one."""
         self.folder, self.images, self.path = folder, images, folder.path / NAME
-        self.tally = Tally(len(images))
+        self.then, self.tally = then, Tally(len(images), limit=limit)
         self._read = 0
         """Bytes of the file that are known."""
         if folder.writes:
@@ -50,9 +58,7 @@ class BadImages:
         if not new:
             return
         if not self.tally.found:
-            self.folder.tell(
-                f"{new[0].path}: {new[0].reason}; another image takes its place, see {self.path}"
-            )
+            self.folder.tell(f"{new[0].path}: {new[0].reason}; {self.then}, see {self.path}")
         lines = [f"{one.index}\t{_line(self.images.name(one.index))}\t{_line(one.reason)}\n" for one in new]
         with self.path.open("ab") as file:
             file.write("".join(lines).encode(errors="surrogateescape"))

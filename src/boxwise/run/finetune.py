@@ -21,9 +21,9 @@ from boxwise.engine.loop import device_of, dtype_of, fit
 from boxwise.interop.files import IMAGENET_MEAN, IMAGENET_STD, Weights, load_weights, write_state
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.run.bad_images import BadImages
+from boxwise.run.draw import detections_sheet, write_picture
 from boxwise.run.find import saved, say, transfer_recipe
 from boxwise.run.fit import fitted_transfer
-from boxwise.run.show import detections_sheet, write_picture
 from boxwise.strict import SettingsError, dump_yaml, plain
 from boxwise.transfer.detectors.base import Detector
 from boxwise.transfer.evaluate import metric_of, predict

@@ -24,11 +24,12 @@ from boxwise.methods.base import Method
 from boxwise.nn.encoder import build_encoder
 from boxwise.recipes.recipe import Recipe
 from boxwise.run.bad_images import BadImages
+from boxwise.run.draw import write_picture
 from boxwise.run.find import pretrain_recipe, saved, say
 from boxwise.run.fit import as_started, fitted
 from boxwise.run.memory import blank_batch, free_memory, largest_batch
 from boxwise.run.objects import identity, run_proposals
-from boxwise.run.show import picture, write_picture
+from boxwise.run.show import picture
 from boxwise.strict import dump_yaml, plain
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
@@ -19,16 +17,14 @@ from boxwise.data.loader import feed
 from boxwise.data.objects import Proposer
 from boxwise.data.paste import fewest
 from boxwise.data.sources import Images, open_images
-from boxwise.data.targets import Labelled
 from boxwise.geometry.views import Batch
 from boxwise.methods.base import Method, Pair
 from boxwise.nn.encoder import build_encoder
 from boxwise.recipes.recipe import Recipe
+from boxwise.run.draw import framed, hue, write_picture
 from boxwise.run.find import pretrain_recipe
 from boxwise.run.objects import shown_proposals
 
-GAP = 6
-"""Pixels between pictures."""
 TILE_GAP = 3
 """Pixels between the tiles of one view."""
 
@@ -95,7 +91,7 @@ def sheet(batch: Batch, pairs: Sequence[Pair], recipe: Recipe) -> Tensor:
     height = max(c.shape[-2] for c in columns)
     rows = []
     for n in range(len(batch.index)):
-        row = [_framed(c[n], height, c.shape[-1]) for c in columns]
+        row = [framed(c[n], height, c.shape[-1]) for c in columns]
         rows.append(torch.cat(row, dim=2))
     return torch.cat(rows, dim=1)
 
@@ -106,37 +102,6 @@ def contact_sheet(tiles: UInt8[Tensor, "B P 3 H W"]) -> UInt8[Tensor, "B 3 _H _W
     framed = torch.nn.functional.pad(tiles, (0, TILE_GAP, 0, TILE_GAP), value=255)
     rows = framed.unflatten(1, (side, side)).permute(0, 3, 1, 4, 2, 5)  # (B, 3, row, H, column, W)
     return rows.flatten(4, 5).flatten(2, 3)[..., :-TILE_GAP, :-TILE_GAP]
-
-
-def detections_sheet(
-    labelled: Labelled, found: Sequence[Mapping[str, Any]], *, count: int, sure: float = 0.5
-) -> Tensor:
-    """The first `count` images: truth above, detections with a score of at least `sure` below. uint8 (3, H, W)."""
-    by_image: dict[int, list[Mapping[str, Any]]] = {}
-    for one in found:
-        if one["score"] >= sure:
-            by_image.setdefault(one["image_id"], []).append(one)
-    order = [c.id for c in labelled.categories]
-    columns = []
-    for i in range(min(count, len(labelled))):
-        pixels, truth = labelled.read(i)
-        mine = by_image.get(labelled.image_id(i), [])
-        boxes = torch.tensor([one["bbox"] for one in mine]).reshape(-1, 4)
-        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
-        kinds = [order.index(one["category_id"]) for one in mine]
-        pair = [
-            _drawn(pixels, truth.boxes, _hues(labelled, (truth.labels - 1).tolist())),
-            _drawn(pixels, boxes, _hues(labelled, kinds)),
-        ]
-        columns.append(torch.cat([_framed(p, pixels.shape[-2], pixels.shape[-1]) for p in pair], dim=1))
-    height = max(c.shape[1] for c in columns)
-    return torch.cat([_framed(c, height, c.shape[2]) for c in columns], dim=2)
-
-
-def write_picture(pixels: Tensor, out: Path) -> None:
-    """uint8 (3, H, W) to PNG or JPEG, by the name's ending."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(out, quality=92)
 
 
 def _drawn_in(view: int, pairs: Sequence[Pair]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -159,23 +124,10 @@ def _drawn_in(view: int, pairs: Sequence[Pair]) -> Iterator[tuple[Tensor, Tensor
                 yield boxes, pair.regions.keep.view(images, count), mine
 
 
-def _drawn(pixels: Tensor, boxes: Tensor, hues: Sequence[float] | None = None) -> Tensor:
-    """Boxes as outlines that stay inside the picture; without `hues`, each box has its own colour."""
+def _drawn(pixels: Tensor, boxes: Tensor, hues: Sequence[float]) -> Tensor:
+    """Boxes as outlines that stay inside the picture."""
     if not len(boxes):
         return pixels
     limit = boxes.new_tensor([pixels.shape[-1] - 1, pixels.shape[-2] - 1]).repeat(2)
     inside = torch.minimum(boxes.clamp(min=0), limit)
-    hues = [i / len(boxes) for i in range(len(boxes))] if hues is None else hues
-    colours = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.85, 1.0)) for hue in hues]
-    return draw_bounding_boxes(pixels, inside, colors=colours, width=2)
-
-
-def _hues(labelled: Labelled, kinds: Sequence[int]) -> list[float]:
-    """One hue a category."""
-    return [kind / len(labelled.categories) for kind in kinds]
-
-
-def _framed(pixels: Tensor, height: int, width: int) -> Tensor:
-    """White to the right and below, up to `height` and `width` and the gap."""
-    right, below = width - pixels.shape[-1] + GAP, height - pixels.shape[-2] + GAP
-    return torch.nn.functional.pad(pixels, (0, right, 0, below), value=255)
+    return draw_bounding_boxes(pixels, inside, colors=[hue(share, 1) for share in hues], width=2)
