@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+COCO_CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "bee"}]
 VOC_OBJECT = """
 	<object>
 		<name>{name}</name>
@@ -35,6 +36,32 @@ def picture(path: Path, width: int = 40, height: int = 30, *, exif: int | None =
         note[0x0112] = exif
     Image.fromarray(np.stack([x, y, (x + y) / 2], axis=-1).astype(np.uint8)).save(path, exif=note)
     return path
+
+
+def coco_set(root: Path, *, bees: bool = True) -> Path:
+    """Two images to train on, with a crowd, outlines and an image without boxes; one of a bee to measure on."""
+    cat = {"category_id": 3, "bbox": [4, 5, 10, 20], "segmentation": [[4, 5, 14, 5, 14, 25]], "area": 100.0}
+    bee = {"category_id": 7 if bees else 3, "bbox": [20, 2, 4, 4], "segmentation": [[20, 2, 24, 2, 24, 6]]}
+    crowd = {"category_id": 3, "bbox": [0, 0, 40, 30], "iscrowd": 1, "segmentation": [[0, 0, 40, 0, 40, 30]]}
+    for split, found in (("train", [[cat, bee, crowd], []]), ("val", [[{**bee, "category_id": 7}]])):
+        images = [
+            {"id": k, "file_name": f"{split}{k}.png", "width": 40, "height": 30} for k in range(len(found))
+        ]
+        for image in images:
+            picture(root / f"{split}2017" / str(image["file_name"]))
+        boxes = [{"image_id": k, **one} for k, some in enumerate(found) for one in some]
+        annotations = [{"id": n, **one} for n, one in enumerate(boxes, start=1)]
+        content = {"images": images, "annotations": annotations, "categories": COCO_CATEGORIES}
+        (root / "annotations").mkdir(parents=True, exist_ok=True)
+        (root / f"annotations/instances_{split}2017.json").write_text(json.dumps(content))
+    return root
+
+
+def edit(file: Path, change: Callable[[Any], object]) -> None:
+    """A json, changed in place."""
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
 
 
 def voc_image(folder: Path, name: str, objects: Sequence[tuple[str, tuple[float, ...], int]]) -> None:

@@ -48,6 +48,8 @@ class SGD:
     weight_decay: float = 1e-4
     decay_1d: bool = True
     """Weight decay on biases and norm parameters too, as MoCo and SimSiam do."""
+    decay_norms: bool = True
+    """Weight decay on norm parameters, where `decay_1d` is; detectron2 decays biases and not norms."""
     nesterov: bool = False
 
 
@@ -155,3 +157,19 @@ class Data:
     """Unreadable files: skip (default without labels; a run stops above 5 %) or error (default with labels)."""
     max_value: int | None = None
     """The white of 16-bit images, where it is not 65535."""
+
+
+@settings
+class TransferData(Data):
+    """How labelled images are read, and which of them are trained on."""
+
+    labels: float | int | None = None
+    """A share (0.1) or a count (100) of the training images, drawn by `run.seed`; none: all. --labels sets it."""
+    drop_empty: bool = False
+    """Leave out training images without boxes, or with none but crowds."""
+    difficult: bool = True
+    """Train on what VOC marks as difficult; it is measured by VOC's rules either way."""
+    min_keypoints: int = 0
+    """Leave out training images with fewer labelled keypoints."""
+    repeat_threshold: float | None = None
+    """Read images of categories that fewer than this share of the images show more often: LVIS has 0.001."""

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-ORDER, OTHER, VIEW, NAMED = 0, 1, 2**16, 2**32
-"""What random numbers are for: the order of a pass, a picture in place of a bad one, view number i (VIEW + i),
-a method's own by name (NAMED + checksum)."""
+ORDER, OTHER, REPEAT, VIEW, NAMED = 0, 1, 2, 2**16, 2**32
+"""What random numbers are for: the order of a pass, a picture in place of a bad one, how often a pass repeats an
+image, view number i (VIEW + i), a method's own by name (NAMED + checksum)."""
+COPY = 2**20
+"""What the second copy of an image in a pass adds to the number of the pass, so that its draws are its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +91,22 @@ class Sampler:
                 first = (part * self.world + self.rank) * self.micro_batch
                 places = [self._place(step, row) for row in range(first, first + self.micro_batch)]
                 for epoch in {epoch for epoch, _ in places} - passes.keys():
-                    passes[epoch] = numbers(self.seed, ORDER, Item(epoch, 0)).permutation(self.count)
-                yield [Item(epoch, int(passes[epoch][row])) for epoch, row in places]
+                    passes[epoch] = self.order(epoch)
+                yield [self._item(epoch, int(passes[epoch][row])) for epoch, row in places]
                 for past in [epoch for epoch in passes if epoch < places[0][0]]:
                     del passes[past]
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """A pass: numbers of images; copy k of image i, where a pass repeats it, is i + k * count."""
+        return self.shuffled(epoch, self.count)
+
+    def shuffled(self, epoch: int, count: int) -> NDArray[np.int64]:
+        """The numbers up to `count`, in the order of this pass."""
+        return numbers(self.seed, ORDER, Item(epoch, 0)).permutation(count)
+
+    def _item(self, epoch: int, code: int) -> Item:
+        copy, index = divmod(code, self.count)
+        return Item(epoch + copy * COPY, index)
 
     def _place(self, step: int, row: int) -> tuple[int, int]:
         """Which pass, and where in it."""

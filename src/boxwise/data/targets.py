@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,8 +29,6 @@ from boxwise.shapes import Picture
 __all__ = ["Category", "Labelled", "Labels", "choose", "open_labelled"]
 
 IGNORED = cityscapes.IGNORED
-CHOICE = 0x1ABE15
-"""Keeps the draw of a share of the labels apart from others of the same seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +98,11 @@ class Labelled:
         """The upright picture, and the orientation that was undone."""
         return decode_oriented(self.path(index), max_value=self.max_value)
 
+    def turn(self, index: int) -> int:
+        """The orientation that labels must be freed of, by the head of the file. Raises BadImage as `read` does."""
+        path, header = self.path(index), read_header(self.path(index))
+        return turn_of(path, self._said(index), (header.width, header.height), header.orientation)
+
     def semantic(self, index: int) -> UInt8[Tensor, "H W"]:
         """The class of each pixel of the upright picture, 255 where none counts: row k of `semantic_names` is k.
 
@@ -106,9 +110,7 @@ class Labelled:
         crowds as 255: "segmentation" must be among the extras. Raises BadImage as `read` does.
         """
         assert len(self.semantic_names) <= IGNORED, "numbers of classes fit into bytes"
-        path, (width, height) = self.path(index), self._said(index)
-        header = read_header(path)
-        turn = turn_of(path, (width, height), (header.width, header.height), header.orientation)
+        (width, height), turn = self._said(index), self.turn(index)
         if self.format == "cityscapes":
             stated = cityscapes.train_ids(self.table.folder, self.name(index))
             return torch.from_numpy(upright_mask(stated, turn))
@@ -207,8 +209,10 @@ def open_labelled(
 def choose(labelled: Labelled, labels: float | int | None, *, seed: int) -> Labelled:
     """A share (a float up to 1.0) or a count (an int) of the images, drawn by `seed`; None: all.
 
-    For one seed a smaller choice lies within every larger one. The images keep their order. Raises ValueError
-    for more than there are, for less than one, and where no image drawn has a box.
+    Taken are the images with the least sha256 of "SEED:NAME", NAME as `Labelled.name` has it: a function of the
+    seed and the names alone, on any machine, in whatever order they are listed. A smaller choice of one seed lies
+    within every larger one. The images keep their order. Raises ValueError for more than there are, for less than
+    one, and where no image drawn has a box.
     """
     if labels is None:
         return labelled
@@ -219,10 +223,14 @@ def choose(labelled: Labelled, labels: float | int | None, *, seed: int) -> Labe
             f"labels is {labels}; pass a share above 0 and up to 1.0, or a count from 1 to {total}"
         )
     count = labels if isinstance(labels, int) else max(1, round(labels * total))
-    drawn = np.random.default_rng([CHOICE, seed]).permutation(total)[:count]
-    chosen = labelled.subset(np.sort(drawn))
+    drawn = sorted(range(total), key=lambda i: (_lot(labelled.name(i), seed), i))[:count]
+    chosen = labelled.subset(sorted(drawn))
     if not np.diff(labelled.table.first)[chosen.index].any():
         raise ValueError(
             f"labels is {labels}; none of the {count} images drawn has a box: choose more of them"
         )
     return chosen
+
+
+def _lot(name: str, seed: int) -> bytes:
+    return hashlib.sha256(os.fsencode(f"{seed}:{name}")).digest()
