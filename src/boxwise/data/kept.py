@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class Kept(Labelled):
 def held(labelled: Labelled, pixels: Pixels) -> Kept:
     """`labelled` with its pictures from `pixels`, which must be of the same table."""
     assert len(pixels.first) == len(labelled.table.names), "pixels of another table"
-    return Kept(labelled.table, labelled.index, labelled.max_value, pixels=pixels)
+    return Kept(**{f.name: getattr(labelled, f.name) for f in fields(Labelled)}, pixels=pixels)
 
 
 def decoded_bytes(labelled: Labelled) -> int:
@@ -99,8 +99,3 @@ def _pictures(labelled: Labelled, *, chunk: int = 64) -> Iterator[tuple[Picture,
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def fits(sets: Sequence[Labelled], *, limit: int) -> bool:
-    """Whether all pictures of all `sets` take at most `limit` bytes."""
-    return sum(decoded_bytes(labelled) for labelled in sets) <= limit
