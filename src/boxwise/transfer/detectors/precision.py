@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 
 
@@ -23,7 +26,7 @@ class ProposalHead(RPNHead):  # type: ignore[misc]
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, deltas = super().forward(x)
-        return [_exact(t) for t in logits], [_exact(t) for t in deltas]
+        return [exact(t) for t in logits], [exact(t) for t in deltas]
 
 
 class BoxPredictor(FastRCNNPredictor):  # type: ignore[misc]
@@ -31,10 +34,28 @@ class BoxPredictor(FastRCNNPredictor):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scores, deltas = super().forward(x)
-        return _exact(scores), _exact(deltas)
+        return exact(scores), exact(deltas)
 
 
-def _exact(t: Tensor) -> Tensor:
+class MaskPredictor(MaskRCNNPredictor):  # type: ignore[misc]
+    """Outputs never below float32: their sigmoid is stretched over whole boxes and cut at a half."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return exact(super().forward(x))
+
+
+class KeypointPredictor(KeypointRCNNPredictor):  # type: ignore[misc]
+    """Never below float32 from its input on: in bfloat16 many cells of a heatmap share the largest value, and the
+    first of them would be the keypoint."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            coarse = self.kps_score_lowres(exact(x))
+            return F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def exact(t: Tensor) -> Tensor:
+    """`t` in float32, where it is of less."""
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 

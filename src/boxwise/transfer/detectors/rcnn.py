@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, TypeVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from boxwise.config import settings
 from boxwise.nn.encoder import Encoder, EncoderConfig
-from boxwise.nn.heads import box_head
+from boxwise.nn.heads import BOX_HEAD_WIDTH
 from boxwise.shapes import Image, Scalar
 from boxwise.transfer.detectors.base import Detector, DetectorConfig, Targets
+from boxwise.transfer.detectors.heads import BoxHead, box_head, pretrained_head
 from boxwise.transfer.detectors.pooler import RoIPooler
 from boxwise.transfer.detectors.precision import Anchors, BoxPredictor, ProposalHead
+from boxwise.transfer.detectors.stages import BETA, BoxHeads, Proposals
+
+S = TypeVar("S", bound=BoxHeads)
 
 LEVELS = {"p2": "0", "p3": "1", "p4": "2", "p5": "3"}
 """Our names of the pyramid's maps, and torchvision's."""
+BOX_CELLS = 7
+"""Cells a side that boxes are judged by, on a pyramid."""
 COUNTS = (
     "rpn_pre_nms_train",
     "rpn_pre_nms_test",
@@ -44,12 +52,36 @@ TERMS = {
 """torchvision's names of the losses, and ours."""
 
 
-class RCNN(FasterRCNN, Detector):  # type: ignore[misc]
-    """torchvision's Faster R-CNN, whose parts boxwise calls itself: images come resized and normalised."""
+class Judging(TypedDict):
+    """What boxes are judged by, as `TwoStage.second_stage` takes it."""
+
+    pool: nn.Module
+    head: nn.Module
+    width: int
+    classes: int
+
+
+class RCNN(GeneralizedRCNN, Detector):  # type: ignore[misc]
+    """torchvision's R-CNN, whose parts boxwise calls itself: images come resized and normalised."""
 
     backbone: Any
     rpn: Any
     roi_heads: Any
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        rpn: Proposals,
+        roi_heads: BoxHeads,
+        config: DetectorConfig,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        """Called on its own the model takes float images in 0..1, and resizes and normalises them."""
+        resize = GeneralizedRCNNTransform(config.min_size, config.max_size, [*mean], [*std])
+        super().__init__(backbone, rpn, roi_heads, resize)
+        self.mean, self.std = mean, std
 
     def losses(self, images: ImageList, targets: Targets) -> dict[str, Scalar]:
         features = self.backbone(images.tensors)
@@ -64,7 +96,8 @@ class RCNN(FasterRCNN, Detector):  # type: ignore[misc]
         return list(found)
 
     def parts(self) -> dict[str, nn.Module]:
-        return {"backbone": self.backbone.body, "fpn": self.backbone.fpn, "head": self.roi_heads.box_head}
+        head = pretrained_head(self.roi_heads.box_head)
+        return {"backbone": self.backbone.body, "fpn": self.backbone.fpn, **head}
 
 
 @settings
@@ -84,9 +117,13 @@ class TwoStage(DetectorConfig):
     rpn_nms_threshold: float = 0.7
     rpn_batch_size_per_image: int = 256
     """Anchors in the loss of each image."""
+    rpn_beta: float = BETA
+    """Where the loss of proposals' corners turns from square to straight; 0: straight throughout, as detectron2."""
     box_batch_size_per_image: int = 512
     """Boxes in the loss of each image; most of a step's time follows it where images are small."""
     box_positive_fraction: float = 0.25
+    box_beta: float = BETA
+    """Where the loss of boxes' corners turns from square to straight; 0: straight throughout, as detectron2."""
     score_threshold: float = 0.05
     """Detections below are dropped."""
     nms_threshold: float = 0.5
@@ -100,36 +137,68 @@ class TwoStage(DetectorConfig):
         yield from DetectorConfig.problems(self, pretrained=pretrained)
         yield from self.outside({"sampling_ratio": (0, 16), **dict.fromkeys(SHARES, (0, 1))})
         yield from self.below_one(COUNTS)
+        if min(self.rpn_beta, self.box_beta) < 0:
+            yield "detector.rpn_beta, detector.box_beta: expected 0 or more"
 
-    def options(self) -> dict[str, Any]:
-        """What torchvision's FasterRCNN is told, under its own names."""
-        return {
-            "min_size": self.min_size,
-            "max_size": self.max_size,
-            "rpn_pre_nms_top_n_train": self.rpn_pre_nms_train,
-            "rpn_pre_nms_top_n_test": self.rpn_pre_nms_test,
-            "rpn_post_nms_top_n_train": self.rpn_post_nms_train,
-            "rpn_post_nms_top_n_test": self.rpn_post_nms_test,
-            "rpn_nms_thresh": self.rpn_nms_threshold,
-            "rpn_batch_size_per_image": self.rpn_batch_size_per_image,
-            "box_score_thresh": self.score_threshold,
-            "box_nms_thresh": self.nms_threshold,
-            "box_detections_per_img": self.detections_per_image,
-            "box_batch_size_per_image": self.box_batch_size_per_image,
-            "box_positive_fraction": self.box_positive_fraction,
-        }
+    def default_anchors(self) -> tuple[int, ...]:
+        """Five sizes in pixels that follow the images'."""
+        return tuple(round(32 * 2**level * self.shrink()) for level in range(5))
+
+    def first_stage(self, channels: int, sizes: Sequence[Sequence[int]], *, convs: int) -> Proposals:
+        """Anchors of `sizes`, one entry a map, in three shapes; `convs` convolutions before the verdicts."""
+        anchors = Anchors(tuple(tuple(size) for size in sizes), ((0.5, 1.0, 2.0),) * len(sizes))
+        count = anchors.num_anchors_per_location()[0]
+        stage = Proposals(
+            anchors,
+            ProposalHead(channels, count, conv_depth=convs),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=self.rpn_batch_size_per_image,
+            positive_fraction=0.5,
+            pre_nms_top_n={"training": self.rpn_pre_nms_train, "testing": self.rpn_pre_nms_test},
+            post_nms_top_n={"training": self.rpn_post_nms_train, "testing": self.rpn_post_nms_test},
+            nms_thresh=self.rpn_nms_threshold,
+        )
+        stage.beta = self.rpn_beta
+        return stage
+
+    def second_stage(
+        self, kind: type[S], *, pool: nn.Module, head: nn.Module, width: int, classes: int, **more: nn.Module
+    ) -> S:
+        """Reads `pool`'s crops by `head`, which gives `width` numbers a box; `more` as torchvision's RoIHeads."""
+        stage = kind(
+            pool,
+            head,
+            BoxPredictor(width, classes + 1),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=self.box_batch_size_per_image,
+            positive_fraction=self.box_positive_fraction,
+            bbox_reg_weights=None,
+            score_thresh=self.score_threshold,
+            nms_thresh=self.nms_threshold,
+            detections_per_img=self.detections_per_image,
+            **more,
+        )
+        stage.beta = self.box_beta
+        return stage
 
 
 @settings
-class FasterRCNNFPN(TwoStage):
-    """Faster R-CNN on a pyramid; torchvision's `fasterrcnn_resnet50_fpn_v2` by default, but for `aligned`."""
+class OnPyramid(TwoStage):
+    """What R-CNNs on a pyramid share; torchvision's second version of layers by default, but for `aligned`."""
 
-    name: Literal["faster_rcnn_fpn"] = "faster_rcnn_fpn"
     fpn_channels: int = 256
     fpn_norm: Literal["bn", "none"] = "bn"
     """BatchNorm after each convolution of the FPN, or none."""
-    head: Literal["4conv1fc"] = "4conv1fc"
-    """Four convolutions with BatchNorm and one linear layer: what SoCo and InsLoc pretrain."""
+    rpn_convs: int | None = None
+    """Convolutions before the verdict on anchors; none: 2 beside the 4conv1fc head, as torchvision's second
+    version, 1 beside 2fc, as its first. detectron2 has 1."""
+    head: BoxHead = "4conv1fc"
+    """What boxes are judged by: four convolutions with BatchNorm and one linear layer, which SoCo and InsLoc
+    pretrain (4conv1fc), or two linear layers (2fc)."""
+    head_extra_norm: bool = False
+    """One more BatchNorm behind the linear layer of 4conv1fc, as InsLoc's detectors have."""
     anchor_sizes: tuple[int, int, int, int, int] | None = None
     """Pixels, one for each of p2 to p6; none: 32 to 512 at 800 px, halved for each halving of `min_size`, but
     never below 8 to 128."""
@@ -138,7 +207,7 @@ class FasterRCNNFPN(TwoStage):
 
     def anchors(self) -> tuple[int, ...]:
         """Pixels, one for each of p2 to p6."""
-        return self.anchor_sizes or tuple(round(32 * 2**level * self.shrink()) for level in range(5))
+        return self.anchor_sizes or self.default_anchors()
 
     def canonical(self) -> int:
         """Pixels of the box that is pooled from p4."""
@@ -154,30 +223,32 @@ class FasterRCNNFPN(TwoStage):
         yield from self.below_one(["fpn_channels"])
         if min(self.anchors()) < 1 or self.canonical() < 1:
             yield "detector.anchor_sizes, detector.roi_canonical_size: expected 1 or more"
+        if self.rpn_convs is not None:
+            yield from self.below_one(["rpn_convs"])
+        if self.head_extra_norm and self.head == "2fc":
+            yield "detector.head_extra_norm: follows the one linear layer of 4conv1fc; choose head: 4conv1fc"
 
     def build(self, *, classes: int, mean: Sequence[float], std: Sequence[float]) -> RCNN:
-        """Names and shapes are `fasterrcnn_resnet50_fpn_v2`'s.
+        """Names and shapes are those of torchvision's model of the same layers.
 
-        Called on its own the model takes float images in 0..1 and resizes them; boxwise resizes in workers and
-        calls its parts. `norm: sync` is built as BatchNorm: the training loop joins the devices.
+        `norm: sync` is built as BatchNorm: the training loop joins the devices.
         """
         backbone = Pyramid(self.encoder())
-        anchors = Anchors(tuple((s,) for s in self.anchors()), ((0.5, 1.0, 2.0),) * 5)
-        width = self.fpn_channels
-        model = RCNN(
-            backbone,
-            image_mean=[*mean],
-            image_std=[*std],
-            rpn_anchor_generator=anchors,
-            rpn_head=ProposalHead(width, anchors.num_anchors_per_location()[0], conv_depth=2),
-            box_head=box_head(width, size=7),
-            box_predictor=BoxPredictor(1024, classes + 1),
-            **self.options(),
-        )
-        model.roi_heads.box_roi_pool = self.pooler(backbone, size=7)
-        model.mean, model.std = mean, std
+        convs = self.rpn_convs or (2 if self.head == "4conv1fc" else 1)
+        rpn = self.first_stage(self.fpn_channels, [[size] for size in self.anchors()], convs=convs)
+        model = RCNN(backbone, rpn, self.heads(backbone, classes), self, mean=mean, std=std)
         self.hold(backbone)
         return model
+
+    @abstractmethod
+    def heads(self, backbone: Encoder, classes: int) -> BoxHeads:
+        """The second stage. `classes` counts without background."""
+
+    def judging(self, backbone: Encoder, classes: int) -> Judging:
+        """What boxes are judged by, as `second_stage` takes it."""
+        head = box_head(self.head, self.fpn_channels, size=BOX_CELLS, extra_norm=self.head_extra_norm)
+        pool = self.pooler(backbone, size=BOX_CELLS)
+        return {"pool": pool, "head": head, "width": BOX_HEAD_WIDTH, "classes": classes}
 
     def pooler(self, backbone: Encoder, *, size: int) -> RoIPooler:
         """Reads `size` by `size` cells of each box, from the level of its size."""
@@ -188,6 +259,17 @@ class FasterRCNNFPN(TwoStage):
             aligned=self.aligned,
             canonical_size=self.canonical(),
         )
+
+
+@settings
+class FasterRCNNFPN(OnPyramid):
+    """Faster R-CNN on a pyramid: `fasterrcnn_resnet50_fpn_v2` by default, with 2fc and without norms its first
+    version."""
+
+    name: Literal["faster_rcnn_fpn"] = "faster_rcnn_fpn"
+
+    def heads(self, backbone: Encoder, classes: int) -> BoxHeads:
+        return self.second_stage(BoxHeads, **self.judging(backbone, classes))
 
 
 class Pyramid(Encoder):
