@@ -173,3 +173,11 @@ class TransferData(Data):
     """Leave out training images with fewer labelled keypoints."""
     repeat_threshold: float | None = None
     """Read images of categories that fewer than this share of the images show more often: LVIS has 0.001."""
+
+
+@settings
+class Brought:
+    """What of pretrained weights goes into a detector."""
+
+    parts: tuple[Literal["backbone", "fpn", "head"], ...] | None = None
+    """Those of these that the weights hold and the detector has, the others stay random; none: all."""

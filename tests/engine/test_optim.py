@@ -92,6 +92,16 @@ def test_sgd_is_torchs(decay_1d: bool, nesterov: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+def test_detectron2_decays_biases_and_no_norm() -> None:
+    """Breaks when the norms of published detectors shrink with the rest, or biases no longer do."""
+    module = nn.ModuleDict({"body": net(), "group": nn.GroupNorm(2, 4), "wide": nn.LayerNorm((2, 3))})
+    for decays, kept in ((False, {"body.1", "group", "wide"}), (True, set())):
+        optimiser = build_optimiser(module, SGD(weight_decay=0.3, decay_norms=decays), lr=0.1)
+        shrinks = {id(p) for g in optimiser.param_groups if g["weight_decay"] == 0.3 for p in g["params"]}
+        still = {name.rpartition(".")[0] for name, p in module.named_parameters() if id(p) not in shrinks}
+        assert still == kept
+
+
 @pytest.mark.parametrize("decay_1d", [True, False])
 def test_adamw_is_torchs(decay_1d: bool) -> None:
     """Breaks when groups, decay or moments differ from torch's own."""

@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from boxwise.config import LARS, AdamW, Optimiser, Schedule
+from boxwise.config import LARS, SGD, AdamW, Optimiser, Schedule
 from boxwise.shapes import Scalar
 
 Groups = Iterable[dict[str, Any]]
+
+NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def learning_rate(step: int, *, base: float, schedule: Schedule, steps_per_epoch: int, total: int) -> float:
@@ -116,17 +119,17 @@ def build_optimiser(
     `constant_lr` names submodules whose rate no schedule moves (SimSiam's predictor). Raises ValueError
     where a name matches nothing.
     """
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    groups: dict[tuple[bool, bool, bool], dict[str, Any]] = {}
     matched: set[str] = set()
+    spared = _norms(module) if isinstance(config, SGD) and not config.decay_norms else frozenset()
     for name, p in module.named_parameters():
         if not p.requires_grad:
             continue
         constant = [prefix for prefix in constant_lr if name.startswith(f"{prefix}.")]
         matched.update(constant)
-        key = (p.ndim > 1, bool(constant))
-        decayed = not isinstance(config, LARS) and (p.ndim > 1 or config.decay_1d)
+        decayed = not isinstance(config, LARS) and name not in spared and (p.ndim > 1 or config.decay_1d)
         group = groups.setdefault(
-            key,
+            (p.ndim > 1, bool(constant), decayed),
             {
                 "params": [],
                 "weight_decay": config.weight_decay if decayed else 0.0,
@@ -144,3 +147,11 @@ def build_optimiser(
     if isinstance(config, AdamW):
         return AdaptiveDescent(groups.values(), lr=lr, betas=config.betas)
     return Descent(groups.values(), lr=lr, momentum=config.momentum, nesterov=config.nesterov)
+
+
+def _norms(module: nn.Module) -> frozenset[str]:
+    """Names of the parameters of norms."""
+    found = ((at, norm) for at, norm in module.named_modules() if isinstance(norm, NORMS))
+    return frozenset(
+        f"{at}.{name}" if at else name for at, norm in found for name, _ in norm.named_parameters()
+    )
