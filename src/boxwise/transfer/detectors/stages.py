@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
@@ -36,9 +36,12 @@ class Sampled:
 
     def positives(self) -> Sampled:
         """Those that hold a thing."""
-        held = [labels > 0 for labels in self.labels]
+        return self.only([labels > 0 for labels in self.labels])
+
+    def only(self, keep: Sequence[Bool[Tensor, " _n"]]) -> Sampled:
+        """Those that `keep` names."""
         rows = self.boxes, self.matched, self.labels, self.deltas
-        return Sampled(*([t[keep] for t, keep in zip(row, held, strict=True)] for row in rows))
+        return Sampled(*([t[kept] for t, kept in zip(row, keep, strict=True)] for row in rows))
 
 
 class Proposals(RegionProposalNetwork):  # type: ignore[misc]
@@ -50,12 +53,12 @@ class Proposals(RegionProposalNetwork):  # type: ignore[misc]
         self, objectness: Tensor, deltas: Tensor, labels: Sequence[Tensor], wanted: Sequence[Tensor]
     ) -> tuple[Scalar, Scalar]:
         """Both are means over the anchors drawn, positive or not."""
-        positive, negative = (torch.where(torch.cat(rows))[0] for rows in self.fg_bg_sampler(labels))
+        positive, negative = (torch.where(torch.cat([*rows]))[0] for rows in self.fg_bg_sampler(labels))
         drawn = torch.cat([positive, negative])
         straight = F.smooth_l1_loss(
-            deltas[positive], torch.cat(wanted)[positive], beta=self.beta, reduction="sum"
+            deltas[positive], torch.cat([*wanted])[positive], beta=self.beta, reduction="sum"
         )
-        things = F.binary_cross_entropy_with_logits(objectness.flatten()[drawn], torch.cat(labels)[drawn])
+        things = F.binary_cross_entropy_with_logits(objectness.flatten()[drawn], torch.cat([*labels])[drawn])
         return things, straight / drawn.numel()
 
 
@@ -96,7 +99,7 @@ class BoxHeads(RoIHeads):  # type: ignore[misc]
     def box_losses(self, crops: Float[Tensor, "M C s s"], sampled: Sampled) -> dict[str, Scalar]:
         """Means over all boxes drawn; corners are learned for the right class of those that hold a thing."""
         scores, deltas = self.judge(crops)
-        labels, wanted = torch.cat(sampled.labels), torch.cat(sampled.deltas)
+        labels, wanted = torch.cat([*sampled.labels]), torch.cat([*sampled.deltas])
         held = torch.where(labels > 0)[0]
         right = deltas.unflatten(1, (-1, 4))[held, labels[held]]
         corners = F.smooth_l1_loss(right, wanted[held], beta=self.beta, reduction="sum")
