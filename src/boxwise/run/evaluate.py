@@ -15,8 +15,7 @@ from boxwise.interop.files import find_model, read_card, read_state
 from boxwise.recipes.recipe import BuiltInDetector
 from boxwise.strict import plain, read
 from boxwise.transfer.detectors.base import Detector, DetectorConfig
-from boxwise.transfer.evaluate import Measure, metric_of, predict
-from boxwise.transfer.metrics import figures
+from boxwise.transfer.evaluate import Measure, measured
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,16 @@ def evaluate(
     extras = saved.config.extras()
     test = open_labelled(data, split="val", images=images, categories=saved.categories, extras=extras)
     where = device_of(device)
-    found = predict(
+    found = measured(
         saved.model,
         test,
         config=saved.config,
+        measure=measure,
         batch_size=batch_size,
         device=where,
         precision="bf16" if dtype_of("auto", where) == torch.bfloat16 else "fp32",
     )
-    rules = metric_of(measure, test)
-    return {**figures(rules, test.coco(), found, kinds=saved.config.measured()), "images": len(test)}
+    return {**found.figures, "images": len(test)}
 
 
 def load_detector(run: Path) -> SavedDetector:
@@ -67,7 +66,8 @@ def load_detector(run: Path) -> SavedDetector:
         raise ValueError(f"{run}: holds no detector; name a folder that boxwise finetune wrote")
     config: DetectorConfig = read(BuiltInDetector, card["detector"], at="detector")
     categories = tuple(Category.of(c) for c in card["categories"])
-    model = config.build(classes=len(categories), mean=card["mean"], std=card["std"])
+    classes = card.get("classes", categories)
+    model = config.build(classes=len(classes), mean=card["mean"], std=card["std"])
     model.load_state_dict(read_state(file))
     return SavedDetector(model, config, categories, read(Measure, card.get("measure", {}), at="measure"))
 

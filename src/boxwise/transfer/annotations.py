@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -28,19 +29,35 @@ class Frame:
     source: tuple[int, int]
     """Height and width of the decoded picture."""
     size: tuple[int, int]
-    """Height and width that the detector sees."""
+    """Height and width that it was resized to."""
     flip: bool = False
+    window: tuple[int, int, int, int] | None = None
+    """Top, left, height and width of what was cut out once it was resized, before the mirror; none: all of it."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width that the detector sees."""
+        return self.size if self.window is None else self.window[2:]
 
     def points(self, xy: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 2"]:
-        """Points of the source in the detector's pixels."""
+        """Points of the source in the detector's pixels; with a window, some lie outside."""
         (height, width), (tall, wide) = self.source, self.size
         x, y = (xy * xy.new_tensor([wide / width, tall / height])).unbind(-1)
-        return torch.stack([wide - x if self.flip else x, y], dim=-1)
+        if self.window is not None:
+            x, y = x - self.window[1], y - self.window[0]
+        return torch.stack([self.shape[1] - x if self.flip else x, y], dim=-1)
+
+    def cut(self, pixels: UInt8[Tensor, "*c H W"]) -> UInt8[Tensor, "*c _h _w"]:
+        """What the detector sees of pixels that were resized."""
+        if self.window is not None:
+            top, left, height, width = self.window
+            pixels = pixels[..., top : top + height, left : left + width]
+        return pixels.flip(-1) if self.flip else pixels
 
     def boxes(self, boxes: Float[Tensor, "N 4"]) -> Float[Tensor, "N 4"]:
         """Boxes of the source in the detector's pixels, inside the picture."""
         x, y = self.points(boxes.view(-1, 2, 2)).unbind(-1)
-        x, y = x.sort(dim=1).values.clamp(0, self.size[1]), y.clamp(0, self.size[0])
+        x, y = x.sort(dim=1).values.clamp(0, self.shape[1]), y.clamp(0, self.shape[0])
         return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
 
 
@@ -61,11 +78,19 @@ def learned(
 
 def masks(outlines: Sequence[Any], frame: Frame) -> UInt8[Tensor, "N h w"]:
     """Polygons and RLE as pixels; nothing where an annotation has no outline."""
-    rows = np.zeros((len(outlines), *frame.size), dtype=np.uint8)
+    rows = np.zeros((len(outlines), *frame.shape), dtype=np.uint8)
+    whole = frame.window is None
     for row, outline in zip(rows, outlines, strict=True):
         if outline:
-            row[:] = rasterise(outline, source=frame.source, size=frame.size, flip=frame.flip)
+            drawn = rasterise(outline, source=frame.source, size=frame.size, flip=frame.flip and whole)
+            row[:] = drawn if whole else frame.cut(drawn)
     return torch.from_numpy(rows)
+
+
+def pixel_classes(classes: UInt8[Tensor, "H W"], frame: Frame) -> UInt8[Tensor, "h w"]:
+    """The class of each pixel of the source as the detector sees it: that of the nearest one."""
+    resized = F.interpolate(classes[None, None], frame.size, mode="nearest-exact")[0, 0]
+    return frame.cut(resized)
 
 
 def marks(values: Sequence[Any], frame: Frame, names: Sequence[str]) -> Float[Tensor, "N K 3"]:

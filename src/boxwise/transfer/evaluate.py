@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from boxwise.config import settings
 from boxwise.data.targets import Labelled
 from boxwise.transfer.detectors.base import Detector, DetectorConfig, Targets
-from boxwise.transfer.metrics import Metric
+from boxwise.transfer.metrics import Confusion, Metric, figures, semantic_figures
 from boxwise.transfer.results import Result, results
 from boxwise.transfer.samples import DetectionBatch, TestSamples, collate
 from boxwise.transfer.task import Detection
+
+SHOWN = 6
+"""Images whose classes of pixels are kept, to be drawn."""
 
 
 @settings
@@ -26,6 +33,38 @@ class Measure:
     on such data, else COCO's."""
     precise_bn: int = 0
     """Batches of training images that BatchNorm's statistics are measured on anew before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a detector was found to be worth, and what it found."""
+
+    figures: dict[str, float]
+    """In 0..100; -1: nothing to measure."""
+    results: list[Result]
+    """Detections; none from a detector that tells pixels apart."""
+    pixels: tuple[UInt8[Tensor, "_h _w"], ...] = ()
+    """Of the first images, the class found of each pixel, where a detector tells pixels apart."""
+
+
+def measured(
+    model: Detector,
+    labelled: Labelled,
+    *,
+    config: DetectorConfig,
+    measure: Measure,
+    batch_size: int = 8,
+    device: torch.device | str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> Measured:
+    """What `predict` finds on `labelled`, by the rules of `measure`: mean IoU of pixels for a detector that tells
+    those apart, else the figures of what it finds."""
+    if "semantic" in config.kinds():
+        loader = _loader(labelled, config, batch_size, device)
+        return _by_pixel(labelled, detections(model, loader, device=device, precision=precision))
+    found = predict(model, labelled, config=config, batch_size=batch_size, device=device, precision=precision)
+    metric = metric_of(measure, labelled)
+    return Measured(figures(metric, labelled.coco(), found, kinds=config.measured()), found)
 
 
 def predict(
@@ -44,13 +83,7 @@ def predict(
     moves their detections a little: compare figures at one `batch_size`. Raises BadImage at an image that cannot
     be read.
     """
-    loader: DataLoader[DetectionBatch] = DataLoader(
-        TestSamples(labelled, config),  # type: ignore[arg-type]
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=torch.device(device).type == "cuda",
-    )
+    loader = _loader(labelled, config, batch_size, device, workers)
     listed: list[Result] = []
     for found, batch in detections(model, loader, device=device, precision=precision):
         images = [labelled.image_id(index) for index in batch.index]
@@ -82,6 +115,46 @@ def detections(
             yield found, batch
     finally:
         model.train(was_training)
+
+
+def pixel_classes_in(scores: Float[Tensor, "K h w"], source: tuple[int, int]) -> UInt8[Tensor, "_H _W"]:
+    """The best class of each pixel of a source picture of height and width `source`."""
+    if scores.shape[1:] != source:
+        scores = F.interpolate(scores[None], source, mode="bilinear", align_corners=False)[0]
+    return scores.argmax(0).to(torch.uint8)
+
+
+def _by_pixel(labelled: Labelled, found: Iterable[tuple[Targets, DetectionBatch]]) -> Measured:
+    """Pixels of all images counted in one table, at the size of their sources."""
+    names = labelled.semantic_names
+    confusion: Confusion | None = None
+    shown: list[Tensor] = []
+    for maps, batch in found:
+        for one, index, source in zip(maps, batch.index, batch.sources, strict=True):
+            classes = pixel_classes_in(one["semantic"], source)
+            confusion = confusion or Confusion(len(names), classes.device)
+            confusion.add(labelled.semantic(index).to(classes.device), classes)
+            if len(shown) < SHOWN:
+                shown.append(classes.cpu())
+    assert confusion is not None, "a labelled set holds images"
+    counts = confusion.counts()
+    known = int(counts.sum())
+    found_figures = semantic_figures(confusion, names)
+    accuracy = 100 * int(counts.diagonal().sum()) / known if known else -1.0
+    ordered = {"mIoU": found_figures["mIoU"], "accuracy": accuracy, **found_figures}
+    return Measured(ordered, [], tuple(shown))
+
+
+def _loader(
+    labelled: Labelled, config: DetectorConfig, batch_size: int, device: torch.device | str, workers: int = 0
+) -> DataLoader[DetectionBatch]:
+    return DataLoader(
+        TestSamples(labelled, config),  # type: ignore[arg-type]
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.device(device).type == "cuda",
+    )
 
 
 def metric_of(measure: Measure, labelled: Labelled) -> Metric:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
-from boxwise.data.targets import Labelled
+from boxwise.data.targets import IGNORED, Labelled
 from boxwise.shapes import Picture
-from boxwise.transfer.annotations import Frame, keypoint_names, learned
+from boxwise.transfer.annotations import Frame, keypoint_names, learned, pixel_classes
 from boxwise.transfer.detectors.base import DetectorConfig
 
 MULTIPLE = 32
@@ -36,7 +37,7 @@ class Sample:
     source: tuple[int, int]
     """Height and width of the decoded image."""
     extras: dict[str, Tensor] = field(default_factory=dict)
-    """What else the detector learns from: masks (N, h, w), keypoints (N, K, 3) ..."""
+    """What else the detector learns from: masks (N, h, w), keypoints (N, K, 3), semantic (h, w) ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class DetectionBatch:
     sources: tuple[tuple[int, int], ...]
     """Height and width of each decoded image."""
     extras: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
-    """By name, one tensor an image, as in its sample."""
+    """By name, one tensor an image, as in its sample; classes of pixels are padded to the block."""
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -101,25 +102,25 @@ class TrainSamples:
 
     def sample(self, index: int, epoch: int) -> Sample:
         """A function of (seed, epoch, index), whichever process asks. Raises what reading raises."""
-        draw, mirror = np.random.default_rng([self.seed, epoch, index, USE]).random(2).tolist()
+        draws = np.random.default_rng([self.seed, epoch, index, USE])
+        draw, mirror = draws.random(2).tolist()
         picture, labels = self.labelled.read(index)
         config = self.config
         sizes = config.train_sizes or (config.min_size,)
-        image = _resized(
-            picture, short=sizes[int(draw * len(sizes))], long=config.train_max_size or config.max_size
-        )
-        frame = Frame(_sides(picture), _sides(image), flip=mirror < config.flip)
+        short, long = sizes[int(draw * len(sizes))], config.train_max_size or config.max_size
+        if jitter := config.jitter():
+            scale = draws.uniform(*jitter.scales)
+            short, long = round(short * scale), round(long * scale)
+        image = _resized(picture, short=short, long=long)
+        window = _window(_sides(image), jitter.crop, draws) if jitter else None
+        frame = Frame(_sides(picture), _sides(image), flip=mirror < config.flip, window=window)
         boxes = frame.boxes(labels.boxes)
         rows = (~labels.crowd & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)).nonzero()[:, 0]
         extras = {name: [values[row] for row in rows.tolist()] for name, values in labels.extras.items()}
-        return Sample(
-            T.horizontal_flip(image) if frame.flip else image,
-            boxes[rows],
-            labels.labels[rows],
-            index,
-            frame.source,
-            learned(config.kinds(), extras, frame, keypoints=keypoint_names(self.labelled.categories)),
-        )
+        known = learned(config.kinds(), extras, frame, keypoints=keypoint_names(self.labelled.categories))
+        if "semantic" in config.kinds():
+            known["semantic"] = pixel_classes(self.labelled.semantic(index), frame)
+        return Sample(frame.cut(image), boxes[rows], labels.labels[rows], index, frame.source, known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +168,27 @@ def collate(samples: Sequence[Sample]) -> DetectionBatch:
         counts=tuple(len(s.boxes) for s in samples),
         index=tuple(s.index for s in samples),
         sources=tuple(s.source for s in samples),
-        extras={name: tuple(s.extras[name] for s in samples) for name in samples[0].extras},
+        extras={
+            name: tuple(_padded(name, s.extras[name], height, width) for s in samples)
+            for name in samples[0].extras
+        },
     )
+
+
+def _padded(name: str, known: Tensor, height: int, width: int) -> Tensor:
+    """Classes of pixels reach as far as the block does, unknown beyond their image."""
+    if name != "semantic":
+        return known
+    return F.pad(known, (0, width - known.shape[1], 0, height - known.shape[0]), value=IGNORED)
+
+
+def _window(sides: tuple[int, int], crop: int, draws: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a cut that may lie anywhere inside."""
+    height, width = (min(side, crop) for side in sides)
+    top, left = (
+        int(draws.integers(side - cut + 1)) for side, cut in zip(sides, (height, width), strict=True)
+    )
+    return top, left, height, width
 
 
 def _resized(picture: Picture, *, short: int, long: int) -> UInt8[Tensor, "3 _h _w"]:

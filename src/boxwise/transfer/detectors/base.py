@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from boxwise.config import settings
+from boxwise.data.targets import Labelled
 from boxwise.nn.encoder import Encoder, EncoderConfig
 from boxwise.shapes import Scalar
 from boxwise.transfer.detectors.freezing import freeze
@@ -18,10 +20,25 @@ Kind = Literal["bbox", "segm", "keypoints", "semantic", "densepose"]
 """What a detector finds, and is measured by."""
 Found = Literal["bbox", "segm", "keypoints"]
 """Kinds that COCO's figures measure."""
-ANNOTATIONS: dict[Kind, str] = {"segm": "segmentation", "keypoints": "keypoints", "densepose": "dp"}
+ANNOTATIONS: dict[Kind, str] = {
+    "segm": "segmentation",
+    "keypoints": "keypoints",
+    "semantic": "segmentation",
+    "densepose": "dp",
+}
 """The field of COCO's annotations that each kind is learned from, beside boxes and categories."""
 Targets = list[dict[str, Tensor]]
 """Of each image, what torchvision's detectors take: boxes, labels, and masks or keypoints where there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jitter:
+    """How training pictures are scaled and cut, before they are mirrored."""
+
+    scales: tuple[float, float]
+    """Least and largest factor on the size that they would have, drawn evenly."""
+    crop: int
+    """Pixels a side of what is cut from the scaled picture; a side that is shorter stays whole."""
 
 
 class Detector(nn.Module, ABC):
@@ -78,6 +95,14 @@ class DetectorConfig(ABC):
     def extras(self) -> tuple[str, ...]:
         """Fields of annotations that it learns from, beside boxes and categories."""
         return tuple(ANNOTATIONS[kind] for kind in self.kinds() if kind in ANNOTATIONS)
+
+    def classes(self, labelled: Labelled) -> tuple[str, ...]:
+        """Names of what it tells apart on `labelled`, as many as `build` is told."""
+        return tuple(category.name for category in labelled.categories)
+
+    def jitter(self) -> Jitter | None:
+        """How training pictures are scaled and cut; none: they are only resized."""
+        return None
 
     @abstractmethod
     def encoder(self) -> EncoderConfig:
