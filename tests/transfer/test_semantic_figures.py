@@ -1,5 +1,6 @@
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as scripts
 from cityscapesscripts.helpers.labels import labels, trainId2label
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from boxwise.transfer.metrics.semantic import IGNORE, Confusion, class_ious, mean_iou, semantic_figures
 
@@ -93,3 +95,41 @@ def test_nothing_to_judge() -> None:
     """Breaks when no pixel becomes a mean of 0."""
     nothing = torch.full((1, 4, 4), IGNORE)
     assert mean_iou(confusion(nothing, torch.zeros_like(nothing))) == -1
+
+
+class Waits(TorchDispatchMode):
+    """Counts the calls for which a host waits for its device: numbers read, and results whose size is not known."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.name() in (
+            "aten::_local_scalar_dense",
+            "aten::bincount",
+            "aten::nonzero",
+            "aten::unique_dim",
+        )
+        return func(*args, **(kwargs or {}))
+
+
+def test_counting_never_waits_for_the_device() -> None:
+    """Twin of the check with CUDA's own alarm below; breaks with bincount, a mask as index, or a check by value."""
+    truth, found = scenes(3)
+    with Waits() as waits:
+        counted = confusion(truth, found)
+        assert waits.count == 0
+        mean_iou(counted)
+        assert waits.count > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_counting_never_waits_for_cuda() -> None:
+    truth, found = scenes(3)
+    counted, there = Confusion(CLASSES, "cuda"), (truth.cuda(), found.cuda())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        counted.add(*there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(counted.counts().cpu(), confusion(truth, found).counts())

@@ -154,3 +154,8 @@ def test_voc_measures_boxes_alone() -> None:
     """Breaks when masks asked for are silently left out."""
     with pytest.raises(ValueError, match="voc07 measures bbox, not segm"):
         figures("voc07", objects(A), [], kinds=("bbox", "segm"))
+
+
+def test_a_truth_without_objects_has_no_curve() -> None:
+    """Breaks when an empty test set ends a comparison after its training."""
+    assert curves(objects(), [found(1, 3, A, 0.9)], metric="voc")["AP"] == [-1] * 10

@@ -50,6 +50,7 @@ __all__ = [
     "Metric",
     "Result",
     "by_category",
+    "check_kinds",
     "class_ious",
     "coco_figures",
     "curves",
@@ -57,6 +58,15 @@ __all__ = [
     "mean_iou",
     "semantic_figures",
 ]
+
+
+def check_kinds(metric: Metric, kinds: Collection[Kind]) -> None:
+    """Raises ValueError for a kind that the metric does not compare: to be called before hours of training."""
+    for kind in kinds:
+        if kind not in MEASURED[metric]:
+            raise ValueError(
+                f"{metric} measures {' and '.join(MEASURED[metric])}, not {kind}: take another metric"
+            )
 
 
 def figures(
@@ -71,8 +81,7 @@ def figures(
     `truth` is COCO json as a dict, and both arguments stay as they are. Masks' figures are named mask_..., those
     of keypoints kp_... . Raises ValueError for a kind that the metric does not compare.
     """
-    for kind in kinds:
-        _check(metric, kind)
+    check_kinds(metric, kinds)
     found: dict[str, float] = {}
     for kind in MEASURED[metric]:
         if kind in kinds:
@@ -84,7 +93,7 @@ def curves(
     truth: Mapping[str, Any], results: Sequence[Result], kind: Kind = "bbox", *, metric: Metric = "coco"
 ) -> dict[str, list[float]]:
     """AP in 0..100 at each of the ten thresholds of IoU, as parallel lists `iou` and `AP`; -1: nothing to measure."""
-    _check(metric, kind)
+    check_kinds(metric, (kind,))
     if metric in _POINTS:
         aps = list(voc_aps(truth, results, points=_POINTS[metric]).values())
         found = [100 * float(ap) for ap in np.mean(aps, axis=0)] if aps else [-1.0] * len(IOUS)
@@ -107,10 +116,3 @@ def _figures(
     if metric == "cityscapes" and kind == "segm":
         return cityscapes_figures(truth, results)
     return coco_figures(truth, results, kind)
-
-
-def _check(metric: Metric, kind: Kind) -> None:
-    if kind not in MEASURED[metric]:
-        raise ValueError(
-            f"{metric} measures {' and '.join(MEASURED[metric])}, not {kind}: take another metric"
-        )
