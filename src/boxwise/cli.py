@@ -115,6 +115,23 @@ class CheckProposals:
 
 
 @dataclasses.dataclass(kw_only=True)
+class CheckData:
+    """Look at labelled images before a run: layout, counts, bad files, what will be used, and what to mend.
+
+    The exit code is 1 where a problem was found.
+    """
+
+    data: Positional[Annotated[str, arg(metavar="PATH")]]
+    """A COCO, LVIS, VOC or Cityscapes root, a YOLO data.yaml, or a COCO json with --images."""
+    images: Place = None
+    """The folder that the file names of a COCO json start from."""
+    val: Place = None
+    """The COCO json to measure on, where PATH is a json."""
+    all: bool = False
+    """Decode every image, not a sample."""
+
+
+@dataclasses.dataclass(kw_only=True)
 class Pretrain(Training):
     """Pretrain a backbone, and where the recipe has them FPN and box head, on images without labels.
 
@@ -278,7 +295,7 @@ GO_ON = {
     "demo": "start again with --overwrite",
 }
 """What to do after a training that a signal ended."""
-INNER: dict[str, type] = {"proposals check": CheckProposals}
+INNER: dict[str, type] = {"proposals check": CheckProposals, "data check": CheckData}
 """Commands of two words. A folder that is named like the second is reached as ./check."""
 WITH_RECIPE = ("show", "pretrain", "finetune", "compare")
 
@@ -294,10 +311,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(version("boxwise"))
         return 0
-    if argv[0] not in VERBS:
-        return _usage(f"{argv[0]}: no such command{nearest(argv[0], list(VERBS))}")
     two = " ".join(argv[:2])
-    return _run(two, argv[2:]) if two in INNER else _run(argv[0], argv[1:])
+    if two in INNER:
+        return _run(two, argv[2:])
+    if argv[0] not in VERBS:
+        near = nearest(two if argv[0] == "data" else argv[0], [*VERBS, *INNER])
+        return _usage(f"{two if argv[0] == 'data' else argv[0]}: no such command{near}")
+    return _run(argv[0], argv[1:])
 
 
 def _run(verb: str, argv: list[str]) -> int:
@@ -394,6 +414,14 @@ def _check_proposals(a: CheckProposals, overrides: dict[str, Any]) -> int:
     found = check(a.file, a.data, images=a.images)
     print(found.text)
     return 0 if found.fits else FAILED
+
+
+def _check_data(a: CheckData, overrides: dict[str, Any]) -> int:
+    from boxwise.run.check_data import check
+
+    found = check(a.data, images=a.images, val=a.val, every=a.all)
+    print(found.text)
+    return FAILED if found.problems else 0
 
 
 def _pretrain(a: Pretrain, overrides: dict[str, Any]) -> None:
@@ -497,6 +525,7 @@ CALLS: dict[str, Callable[[Any, dict[str, Any]], int | None]] = {
     "show": _show,
     "proposals": _proposals,
     "proposals check": _check_proposals,
+    "data check": _check_data,
     "pretrain": _pretrain,
     "finetune": _finetune,
     "evaluate": _evaluate,
@@ -510,7 +539,8 @@ CALLS: dict[str, Callable[[Any, dict[str, Any]], int | None]] = {
 
 
 def _overview() -> str:
-    lines = [f"  {verb:<10} {(kind.__doc__ or '').splitlines()[0]}" for verb, kind in VERBS.items()]
+    alone = {two: kind for two, kind in INNER.items() if two.split()[0] not in VERBS}
+    lines = [f"  {verb:<10} {(kind.__doc__ or '').splitlines()[0]}" for verb, kind in (VERBS | alone).items()]
     return "\n".join(
         [
             "usage: boxwise COMMAND [--help] ...",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from boxwise.config import AdamW, Data, Run, Schedule
+from boxwise.config import AdamW, Data, Run, Schedule, TransferData
 from boxwise.data.cut import Crop, ViewSpec
 from boxwise.methods import scrl
 from boxwise.nn.encoder import EncoderConfig
@@ -74,5 +74,5 @@ def finetuning(*, seed: int, steps: int) -> TransferRecipe:
         optim=AdamW(lr=1e-3, lr_batch=8),
         schedule=Schedule(steps=steps, kind="cosine", warmup_steps=50),
         run=Run(batch_size=8, seed=seed, save_every=10_000, log_every=25, clip_norm=10.0),
-        data=Data(workers=0),
+        data=TransferData(workers=0),
     )

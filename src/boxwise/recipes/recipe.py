@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
-from boxwise.config import LARS, SGD, AdamW, Data, Run, Schedule
+from boxwise.config import LARS, SGD, AdamW, Data, Run, Schedule, TransferData
 from boxwise.data.cut import ViewSpec
 from boxwise.data.order import whole_batches
 from boxwise.data.paste import fewest
@@ -222,7 +222,7 @@ class TransferRecipe(Configuration):
     optim: SGD | LARS | AdamW
     schedule: Schedule
     run: Run = Run()
-    data: Data = Data()
+    data: TransferData = TransferData()
     measure: Measure = Measure()
 
     def kinds(self) -> dict[str, Any]:
@@ -231,7 +231,7 @@ class TransferRecipe(Configuration):
             "optim": Optimiser,
             "schedule": Schedule,
             "run": Run,
-            "data": Data,
+            "data": TransferData,
             "measure": Measure,
         }
 

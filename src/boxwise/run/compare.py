@@ -24,7 +24,7 @@ from boxwise.run.compare_lock import LOCK, joined, lock_of, text_of
 from boxwise.run.compare_plan import Cell, cells, open_shares
 from boxwise.run.compare_results import CURVE, ap_by_iou, collect
 from boxwise.run.find import transfer_recipe
-from boxwise.run.finetune import labelled_splits, run_transfer
+from boxwise.run.finetune import fields, labelled_splits, run_transfer
 from boxwise.run.memory import free_memory
 from boxwise.strict import SettingsError
 
@@ -111,7 +111,7 @@ def planned(
         raise SettingsError([f"run.devices: compare trains on one device, not on {run.devices * run.nodes}"])
     arms, recipe = open_arms(init, found.recipe, found.given)
     train, test = labelled_splits(
-        data, images=images, val=val, max_value=recipe.data.max_value, extras=recipe.detector.extras()
+        data, images=images, val=val, max_value=recipe.data.max_value, extras=fields(recipe)
     )
     brought = refuse_misfits(arms, recipe, classes=len(train.categories))
     numbers = range(run.seed, run.seed + seeds)

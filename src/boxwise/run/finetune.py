@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import distributed as dist
 
 from boxwise.data.loader import Each, Policy, Sampler, load_all
 from boxwise.data.targets import Labelled, choose, open_labelled
+from boxwise.data.training_set import Repeated, needed, repeat_factors, training_set
 from boxwise.engine.atomic import write_text
 from boxwise.engine.device import leads
 from boxwise.engine.folder import RunFolder
@@ -24,6 +26,7 @@ from boxwise.run.bad_images import BadImages
 from boxwise.run.draw import detections_sheet, write_picture
 from boxwise.run.find import saved, say, transfer_recipe
 from boxwise.run.fit import fitted_transfer
+from boxwise.run.preflight import doubts, preflight, suspects
 from boxwise.strict import SettingsError, dump_yaml, plain
 from boxwise.transfer.detectors.base import Detector
 from boxwise.transfer.evaluate import metric_of, predict
@@ -63,9 +66,9 @@ def finetune(
     if impossible := list(resolved.detector.problems(pretrained=pretrained is not None)):
         raise SettingsError(impossible)
     train, test = labelled_splits(
-        data, images=images, val=val, max_value=resolved.data.max_value, extras=resolved.detector.extras()
+        data, images=images, val=val, max_value=resolved.data.max_value, extras=fields(resolved)
     )
-    train = choose(train, labels, seed=resolved.run.seed)
+    train = training_set(choose(train, labels, seed=resolved.run.seed), resolved.data)
     changes = [*found.changes]
     if found.fitted:
         resolved, fits = fitted_transfer(resolved, images=len(train), given=given)
@@ -84,6 +87,11 @@ def finetune(
         overwrite=overwrite,
         allow_drift=allow_drift,
     )
+
+
+def fields(recipe: TransferRecipe) -> tuple[str, ...]:
+    """What a recipe reads of annotations beside boxes and categories."""
+    return tuple(dict.fromkeys((*recipe.detector.extras(), *needed(recipe.data))))
 
 
 def labelled_splits(
@@ -145,6 +153,8 @@ def run_transfer(
     run = recipe.run
     if not len(train):
         raise ValueError("no labelled image to train on: raise --labels")
+    train = training_set(train, recipe.data)
+    preflight(train, test, extras=recipe.detector.extras())
     torch.manual_seed(run.seed)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if weights is None else (weights.mean, weights.std)
     detector = recipe.detector.build(classes=len(train.categories), mean=mean, std=std)
@@ -175,6 +185,8 @@ def run_transfer(
     ) as folder:
         folder.write("labelled.txt", "".join(f"{train.name(i)}\n" for i in range(len(train))))
         folder.write("match.txt", f"{report}\n" if report is not None else "random weights\n")
+        for doubt in doubts(train, test):
+            folder.tell(doubt)
         bad = BadImages(folder, train)
         done = fit(
             DetectionTask(detector),
@@ -191,7 +203,9 @@ def run_transfer(
         bad.close()
         if folder.writes:
             _keep(folder.path, detector, recipe, train, mean, std)
-            measure(folder.path, detector, recipe, test, seconds=done.seconds)
+            results = measure(folder.path, detector, recipe, test, seconds=done.seconds)
+            if nothing := suspects(recipe, train, test, results):
+                folder.tell(nothing)
     return out
 
 
@@ -225,11 +239,14 @@ def _loads(
     recipe: TransferRecipe, train: Labelled, bad: BadImages
 ) -> Callable[[int], Iterable[DetectionBatch]]:
     """Batches of this rank from any step on. Few images are passed over again and again without a gap."""
-    run = recipe.run
+    run, threshold = recipe.run, recipe.data.repeat_threshold
+    kind: Callable[..., Sampler] = Sampler
+    if threshold is not None:
+        kind = partial(Repeated, factors=repeat_factors(train, threshold))
 
     def loads(start: int) -> Iterable[DetectionBatch]:
         met = dist.is_initialized()
-        sampler = Sampler(
+        sampler = kind(
             len(train),
             run.batch_size,
             run.seed,
