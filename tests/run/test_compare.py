@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,6 +215,16 @@ def test_a_run_that_was_killed_is_resumed(whole: Path, trained: list[str], tmp_p
     assert trained == ["weights_1.0_1"] and results(out) == results(whole)
 
 
+def test_a_signal_between_two_runs_ends_the_comparison_in_order(trained: list[str], tmp_path: Path) -> None:
+    """Breaks when SIGTERM between runs kills the process, and the folder stays locked by a living one."""
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        started(out, labels=[2], seeds=1, after_run=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert stop.value.code == 143 and trained == ["random_2_0"]
+    started(out, labels=[2], seeds=1)
+    assert trained == ["random_2_0", "weights_2_0"]
+
+
 def test_more_seeds_shares_and_arms_join_the_runs_that_there_are(
     whole: Path, trained: list[str], tmp_path: Path
 ) -> None:
@@ -320,8 +332,8 @@ def test_progress_tells_the_run_and_the_time_left(
     """Breaks when a long comparison does not say how far it is."""
     started(tmp_path / "out", labels=[2], seeds=1, cache=0.0)
     said = capsys.readouterr().err
-    assert "run 1 of 2: random, 2 images of the labels, seed 0\n" in said
-    assert "run 2 of 2: weights, 2 images of the labels, seed 0; about" in said
+    assert "run 1 of 2: random, 2 images, seed 0\n" in said
+    assert "run 2 of 2: weights, 2 images, seed 0; about" in said
     assert "do not fit into 0.00 GiB (--cache)" in said
 
 
@@ -341,7 +353,7 @@ def test_a_diverged_run_leaves_the_others_and_is_told(
 
     monkeypatch.setattr(verb, "run_transfer", diverging)
     for _ in range(2):
-        with pytest.raises(Diverged, match="weights, 2 images of the labels, seed 0; try a lower --lr"):
+        with pytest.raises(Diverged, match="weights, 2 images, seed 0; try a lower --lr"):
             started(out, labels=[2], seeds=2)
     assert sorted(trained) == ["random_2_0", "random_2_1", "weights_2_1"]
     held = results(out)
@@ -392,3 +404,19 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, trained: list[st
     with pytest.raises(ValueError, match="is a file"):
         started(tmp_path / "photo.jpg")
     assert (tmp_path / "photo.jpg").read_text() == "mine" and not trained
+
+
+def test_without_labels_the_recipe_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks when a recipe of few labels is compared at all of them, or runs do not record their share."""
+    for given, said in (
+        ({}, "100 % of the labels, seed 0: 6 images"),
+        ({"data.labels": 2}, "2 images, seed 0: 2"),
+    ):
+        started(tmp_path / "out", labels=None, settings=TINY | given, dry_run=True)
+        assert said in capsys.readouterr().out
+
+
+def test_runs_record_their_share(whole: Path) -> None:
+    """Breaks when a run's own recipe, given back, would train on all labels."""
+    found = {run.name: load_yaml(run / "config.yaml")["data"]["labels"] for run in (whole / "runs").iterdir()}
+    assert all(name.split("_")[1] == str(labels) for name, labels in found.items())

@@ -19,6 +19,7 @@ from boxwise.engine.atomic import read_json, write_json, write_text
 from boxwise.engine.guard import Diverged
 from boxwise.engine.lock import NAME as BUSY
 from boxwise.engine.lock import Lock
+from boxwise.engine.signals import ending_on_term
 from boxwise.run.compare_arms import open_arms, refuse_misfits
 from boxwise.run.compare_lock import LOCK, joined, lock_of, text_of
 from boxwise.run.compare_plan import Cell, cells, open_shares
@@ -27,6 +28,7 @@ from boxwise.run.find import transfer_recipe
 from boxwise.run.finetune import fields, labelled_splits, run_transfer
 from boxwise.run.memory import free_memory
 from boxwise.strict import SettingsError
+from boxwise.transfer.evaluate import metric_of
 
 RESULTS, PAGE = "results.json", "compare.html"
 OWN = (LOCK, RESULTS, PAGE, "runs")
@@ -54,7 +56,7 @@ def compare(
     out: str | Path,
     *,
     init: Sequence[str | Path],
-    labels: Sequence[float | int] = (1.0,),
+    labels: Sequence[float | int] | None = None,
     seeds: int = 3,
     detector: str = "faster_rcnn_fpn",
     images: Path | None = None,
@@ -68,6 +70,7 @@ def compare(
 ) -> Path:
     """Trains `detector` from every start in `init` at every share in `labels` with every seed; returns `out`.
 
+    Without `labels`, the detector's recipe decides: all of them, most often.
     `init` holds "random", "torchvision" (the user's own cached file), run folders and weights files. Runs that
     `out` holds are kept, one that was interrupted goes on. Figures and verdicts are in `out`/results.json after
     every run, when `after_run(out)` is called. `cache` is what decoded images may take, in GiB.
@@ -82,11 +85,12 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     busy = Lock(out)
     try:
-        if overwrite:
-            _empty(out)
-        write_text(out / LOCK, lock)
-        _say(f"everything but the initial weights is locked:\n{lock}")
-        _run_all(_in_memory(plan, limit=cache), out, after_run)
+        with ending_on_term():  # between two runs; within them it is a run's own
+            if overwrite:
+                _empty(out)
+            write_text(out / LOCK, lock)
+            _say(f"everything but the initial weights is locked:\n{lock}")
+            _run_all(_in_memory(plan, limit=cache), out, after_run)
     finally:
         busy.release()
     return out
@@ -96,7 +100,7 @@ def planned(
     data: str | Path,
     out: Path,
     init: Sequence[str | Path],
-    labels: Sequence[float | int],
+    labels: Sequence[float | int] | None,
     seeds: int,
     detector: str,
     images: Path | None,
@@ -113,8 +117,10 @@ def planned(
     train, test = labelled_splits(
         data, images=images, val=val, max_value=recipe.data.max_value, extras=fields(recipe)
     )
-    brought = refuse_misfits(arms, recipe, classes=len(train.categories))
+    brought = refuse_misfits(arms, recipe, classes=len(recipe.detector.classes(train)))
     numbers = range(run.seed, run.seed + seeds)
+    if labels is None:
+        labels = [1.0 if recipe.data.labels is None else recipe.data.labels]
     shares = open_shares(labels, numbers, train, recipe, fitted=found.fitted, given=found.given)
     lock = lock_of(recipe, found.source, arms, brought, shares, train, test)
     return Plan(cells(arms, shares, numbers, out), found.source, lock, train, test)
@@ -204,10 +210,11 @@ def _train(cell: Cell, plan: Plan) -> None:
 def _write(
     plan: Plan, out: Path, truth: Callable[[], Mapping[str, Any]], after_run: Callable[[Path], object] | None
 ) -> None:
+    metric = metric_of(plan.cells[0].recipe.measure, plan.test)
     for cell in plan.cells:
         detections, curve = cell.folder / "detections.json", cell.folder / CURVE
         if cell.state == "finished" and "bbox" in cell.recipe.detector.kinds() and not curve.is_file():
-            write_json(curve, ap_by_iou(truth(), read_json(detections)))
+            write_json(curve, ap_by_iou(truth(), read_json(detections), metric=metric))
     write_json(out / RESULTS, collect(plan.cells))
     if after_run is not None:
         after_run(out)

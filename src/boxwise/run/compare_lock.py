@@ -37,7 +37,7 @@ def lock_of(
     train: Labelled,
     test: Labelled,
 ) -> Lock:
-    """Everything that decides the runs, as YAML holds it. Seeds, and what `run.seed` sets, vary on purpose."""
+    """Everything that decides the runs, as YAML holds it. `run.seed` and `data.labels` vary on purpose."""
     device = device_of(recipe.run.device)
     precision = dtype_of(recipe.run.precision, device)
     lock = {
@@ -106,9 +106,9 @@ def text_of(lock: Lock) -> str:
 
 
 def _fixed(recipe: TransferRecipe) -> Lock:
-    """The settings but for the seed, and those that move no weight."""
+    """The settings but for seed and share, and those that move no weight."""
     whole: Lock = plain(recipe)
-    for key in ("run.seed", *FREE):
+    for key in ("run.seed", "data.labels", *FREE):
         section, _, name = key.partition(".")
         whole[section].pop(name)
     return whole

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from boxwise.data.targets import Labelled, choose
+from boxwise.data.training_set import training_set
 from boxwise.engine.atomic import read_json
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.run.compare_arms import Arm
@@ -66,7 +67,8 @@ class Cell:
         return "diverged" if status == "diverged" else "open"
 
     def __str__(self) -> str:
-        return f"{self.arm.name}, {spoken(self.share.label)} of the labels, seed {self.seed}"
+        part = spoken(self.share.label) + (" of the labels" if "." in self.share.label else "")
+        return f"{self.arm.name}, {part}, seed {self.seed}"
 
 
 def open_shares(
@@ -86,10 +88,10 @@ def open_shares(
         raise ValueError("--labels: name at least one share (0.1) or count (100) of the labelled images")
     made: list[Share] = []
     for label in labels:
-        drawn = {seed: choose(train, label, seed=seed) for seed in seeds}
+        drawn = {seed: training_set(choose(train, label, seed=seed), recipe.data) for seed in seeds}
         count = len(drawn[seeds[0]])
         fits = fitted_transfer(recipe, images=count, given=given)[0] if fitted else recipe
-        made.append(Share(share_label(label), drawn, fits))
+        made.append(Share(share_label(label), drawn, fits.changed({"data.labels": label})))
     made.sort(key=lambda share: share.images)
     for smaller, larger in pairwise(made):
         if smaller.images == larger.images:

@@ -10,12 +10,12 @@ from boxwise.engine.atomic import read_json
 from boxwise.run.compare_arms import RANDOM
 from boxwise.run.compare_plan import Cell, spoken
 from boxwise.run.verdict import sentence, verdict
-from boxwise.transfer.metrics import curves
+from boxwise.transfer.metrics import Metric, curves
 
 Results = dict[str, Any]
 
 SHOWN = (
-    *("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    *("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"),
     *("mask_AP", "mask_AP50", "mask_AP75", "kp_AP", "kp_AP50", "kp_AP75", "mIoU"),
 )
 """What a table shows of the figures that a detector has, and the first of them is what verdicts are of."""
@@ -72,9 +72,11 @@ def sentences(results: Results) -> list[str]:
     return [line["text"] for line in results["verdicts"]]
 
 
-def ap_by_iou(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def ap_by_iou(
+    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, metric: Metric
+) -> dict[str, float]:
     """AP in 0..100 at each IoU from 0.50 to 0.95; -1 where the truth holds no object."""
-    found = curves(truth, results)
+    found = curves(truth, results, metric=metric)
     return {f"{iou:.2f}": ap for iou, ap in zip(found["iou"], found["AP"], strict=True)}
 
 
