@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from faster_coco_eval.core import mask as masks
-from jaxtyping import Bool
+from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from boxwise.transfer.metrics.coco import PREFIX, Result
@@ -102,29 +102,35 @@ def _frames(
         raise ValueError(
             f"image {image['id']} does not say where it is void: take Cityscapes' own folders, or measure by coco"
         )
-    owner = np.zeros((image["height"], image["width"]), dtype=np.int64)  # 0: nobody's, 1: void, then objects
-    for k, outline in enumerate([image["void"], *(a["segmentation"] for a in annotations)], start=1):
-        owner[_pixels(outline)] = k
-    pixels = np.bincount(owner.ravel(), minlength=len(annotations) + 2)
-    frames: dict[int, _Frame] = defaultdict(lambda: _Frame({}, []))
-    for k, annotation in enumerate(annotations, start=2):
-        one = _Object(int(pixels[k]), bool(annotation.get("iscrowd")))
-        frames[annotation["category_id"]].objects[k] = one
     for result in results:
         if result.get("segmentation") is None:
             raise ValueError(
                 f"a detection on image {image['id']} has no segmentation: Cityscapes measures masks"
             )
-        covered = np.bincount(owner[_pixels(result["segmentation"])], minlength=2)
-        if covered.any():
-            frame = frames[result["category_id"]]
-            shared = {k: int(covered[k]) for k in frame.objects if k < len(covered) and covered[k]}
-            frame.found.append(_Found(result["score"], int(covered.sum()), int(covered[1]), shared))
+    pixels = masks.area([a["segmentation"] for a in annotations])
+    frames: dict[int, _Frame] = defaultdict(lambda: _Frame({}, []))
+    for k, annotation in enumerate(annotations):
+        one = _Object(int(pixels[k]), bool(annotation.get("iscrowd")))
+        frames[annotation["category_id"]].objects[k] = one
+    covered = masks.area([r["segmentation"] for r in results])
+    seen = [r for r, count in zip(results, covered, strict=True) if count]
+    shared = _shared(seen, [*(a["segmentation"] for a in annotations), image["void"]])
+    for result, count, row in zip(seen, covered[covered > 0].tolist(), shared.tolist(), strict=True):
+        frame = frames[result["category_id"]]
+        touched = {k: row[k] for k in frame.objects if row[k]}
+        frame.found.append(_Found(result["score"], count, row[-1], touched))
     yield from frames.items()
 
 
-def _pixels(outline: Mapping[str, Any]) -> Bool[NDArray[np.bool_], "h w"]:
-    return masks.decode(dict(outline)).astype(bool)
+def _shared(
+    results: Sequence[Result], outlines: Sequence[Mapping[str, Any]]
+) -> Int64[NDArray[np.int64], "found outlines"]:
+    """Pixels in common. The overlap with a crowd is the share of the detection in it, from run lengths alone."""
+    if not results:
+        return np.zeros((0, len(outlines)), dtype=np.int64)
+    found = [r["segmentation"] for r in results]
+    shares = masks.iou(found, list(outlines), [1] * len(outlines))
+    return np.rint(shares * masks.area(found)[:, None]).astype(np.int64)
 
 
 def _ap(frames: Sequence[_Frame], overlap: float) -> float:
