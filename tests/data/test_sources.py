@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from odd_images import photo, png
 
 from boxwise.data.names import Names
 from boxwise.data.sources import BadImage, Files, open_images
+from layouts import cityscapes_set, lvis_set, voc_devkit, yolo_set
 
 
 def names(images: Files) -> list[str]:
@@ -105,7 +107,7 @@ def test_a_folder_of_bad_images_fails_at_once(tmp_path: Path) -> None:
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     assert "no such file or folder; --data takes a folder of images" in refusal(tmp_path / "absent")
     photo(tmp_path / "one.jpg")
-    assert "neither a folder nor a .txt or .json file" in refusal(tmp_path / "one.jpg")
+    assert "neither a folder nor a .txt, .json or .yaml file" in refusal(tmp_path / "one.jpg")
     assert "--images goes with --data FILE.json" in refusal(tmp_path, images=tmp_path)
 
 
@@ -296,10 +298,44 @@ SHARED = Path(__file__).parents[3] / "shared/data"
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real photos are not here")
 def test_real_data_in_every_form() -> None:
     assert len(open_images(SHARED / "coco_sample")) == len(list((SHARED / "coco_sample/train2017").iterdir()))
-    assert len(open_images(SHARED / "bccd")) == 364
+    assert len(open_images(SHARED / "bccd/JPEGImages")) == 364
+    assert len(open_images(SHARED / "bccd")) == 292, "what is measured on is left out"
     file = SHARED / "bccd/coco/bccd_train.json"
     images = open_images(file, images=SHARED / "bccd/JPEGImages")
     assert len(images) == 205 and images.name(0) == "BloodImage_00001.jpg"
     assert images.read(0).shape == (3, 480, 640)
     with pytest.raises(ValueError, match=r"missing image files.*and 202 more.*--images DIR"):
         open_images(file)
+
+
+@pytest.mark.parametrize(
+    ("write", "wanted"),
+    [
+        (lvis_set, ["train2017/000000000009.jpg", "train2017/000000000025.jpg"]),
+        (
+            voc_devkit,
+            [
+                f"VOC20{name}.jpg"
+                for name in ("07/JPEGImages/000005", "07/JPEGImages/000007", "12/JPEGImages/2008_000002")
+            ],
+        ),
+        (cityscapes_set, ["aachen/aachen_000000_000019_leftImg8bit.png"]),
+        (yolo_set, ["images/train/a.jpg", "images/train/sub/b.jpg"]),
+    ],
+)
+def test_labelled_sets_give_the_images_to_train_on(tmp_path: Path, write: Any, wanted: list[str]) -> None:
+    """Breaks when pretraining sees pictures of labels, or what is measured on later."""
+    write(tmp_path)
+    assert names(open_images(tmp_path)) == wanted
+    if (tmp_path / "data.yaml").exists():
+        assert names(open_images(tmp_path / "data.yaml")) == wanted
+    for labels in (*tmp_path.rglob("*.xml"), *tmp_path.rglob("labels/**/*.txt"), *tmp_path.rglob("*Ids.png")):
+        labels.unlink()
+    assert names(open_images(tmp_path)) == wanted, "labels are not needed"
+
+
+def test_a_voc_folder_without_lists_gives_all_images(tmp_path: Path) -> None:
+    (tmp_path / "Annotations").mkdir()
+    photo(tmp_path / "JPEGImages/a.jpg")
+    photo(tmp_path / "SegmentationClass/a.png")
+    assert names(open_images(tmp_path)) == ["a.jpg"]

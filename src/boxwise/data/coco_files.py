@@ -124,9 +124,9 @@ def entries(raw: Json, file: Path, key: str, **needed: type) -> list[Json]:
     return listed
 
 
-def image_names(file: Path, folder: Path) -> list[str]:
-    """The files that `file` names, all of which lie below `folder`."""
-    listed = entries(read_json(file)[0], file, "images", file_name=str)
+def image_names(raw: Json, file: Path, folder: Path) -> list[str]:
+    """The files that `raw`, the content of `file`, names, all of which lie below `folder`."""
+    listed = entries(raw, file, "images", file_name=str)
     problems = Problems(file)
     names = [image["file_name"] for image in listed]
     check_names(names, folder, problems)

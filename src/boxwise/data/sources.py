@@ -1,4 +1,4 @@
-"""What an image set is: a folder, a list file, a COCO root, or a COCO json with its folder of images."""
+"""What an image set is: a folder, a list file, the train split of a labelled set, or a COCO json with its images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from boxwise.data.coco_files import coco_split, image_folder, image_names, is_coco_root
+from boxwise.data.coco_files import coco_split, image_folder, image_names, is_coco_root, read_json
 from boxwise.data.decode import FORMATS, BadImage, decode
+from boxwise.data.formats.layouts import train_images
 from boxwise.data.listing import read_list, scan
 from boxwise.data.names import Names
 from boxwise.shapes import Picture
@@ -21,7 +22,8 @@ __all__ = ["BadImage", "Files", "Images", "decode", "open_images"]
 
 ACCEPTED = (
     "--data takes a folder of images (nested as you like), a list file (.txt) of files and folders, a COCO "
-    "root (annotations/instances_train*.json), or FILE.json with --images DIR"
+    "root (annotations/instances_train*.json), a root of LVIS, VOC, Cityscapes or YOLO, or FILE.json with "
+    "--images DIR"
 )
 TRIED = 32
 """Pictures tried before a whole set counts as unreadable."""
@@ -73,7 +75,8 @@ class Files:
 
 
 def open_images(data: Path | str, *, images: Path | str | None = None, max_value: int | None = None) -> Files:
-    """The pictures of a folder and all below it, a list file, a COCO root's train split, or a COCO json.
+    """The pictures of a folder and all below it, a list file, the train split of a root of COCO, LVIS, VOC,
+    Cityscapes or YOLO, or a COCO json.
 
     `images` is the folder of the files that a json names. Raises ValueError with path and mend where there is
     nothing to read: no such place, no images, or none among `TRIED` that can be decoded.
@@ -83,15 +86,17 @@ def open_images(data: Path | str, *, images: Path | str | None = None, max_value
     if images is not None and (kind != ".json" or data.is_dir()):
         raise ValueError(f"{data}: --images goes with --data FILE.json only; {ACCEPTED}")
     if data.is_dir():
-        root, names = _coco_train(data) if is_coco_root(data) else _folder(data)
+        root, names = _coco_train(data) if is_coco_root(data) else train_images(data) or _folder(data)
     elif not data.exists():
         raise ValueError(f"{data}: no such file or folder; {ACCEPTED}")
     elif kind == ".json":
         root, names = _json(data, images)
     elif kind == ".txt":
         root, names = data.parent, read_list(data)
+    elif listed := train_images(data):
+        root, names = listed
     else:
-        raise ValueError(f"{data}: neither a folder nor a .txt or .json file; {ACCEPTED}")
+        raise ValueError(f"{data}: neither a folder nor a .txt, .json or .yaml file; {ACCEPTED}")
     if not names:
         raise ValueError(f"{data}: names no images; {ACCEPTED}")
     found = Files(root, Names.of(names), max_value)
@@ -150,4 +155,4 @@ def _coco_train(root: Path) -> tuple[Path, list[str]]:
 
 def _json(file: Path, images: Path | str | None) -> tuple[Path, list[str]]:
     folder = image_folder(file, images)
-    return folder, image_names(file, folder)
+    return folder, image_names(read_json(file)[0], file, folder)

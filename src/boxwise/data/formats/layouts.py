@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from boxwise.data.coco import Format, Reader
-from boxwise.data.coco_files import coco_split, image_folder, is_coco_root, read_json
+from boxwise.data.coco_files import coco_split, image_folder, image_names, is_coco_root, read_json
 from boxwise.data.formats import cityscapes, lvis, voc, yolo
+from boxwise.data.listing import scan
 
 LABELLED = (
     "--data takes a COCO root (annotations/instances_train*.json with train*/, val likewise), or FILE.json "
@@ -70,4 +71,20 @@ def _root(data: Path, split: Literal["train", "val"], extras: Collection[str]) -
         return Source("cityscapes", data, data, partial(cityscapes.read_cityscapes, data, split))
     if file := yolo.yolo_file(data):
         return Source("yolo", file, yolo.yolo_root(file), partial(yolo.read_yolo, file, split))
+    return None
+
+
+def train_images(root: Path) -> tuple[Path, list[str]] | None:
+    """Folder and names of the images of a root's train split, labels unread; none for other folders than a root of
+    LVIS, VOC, Cityscapes or YOLO."""
+    if file := lvis.lvis_file(root, "train"):
+        folder = lvis.lvis_images(file)
+        return folder, image_names(lvis.read_lvis(file)[0], file, folder)
+    if voc.voc_folders(root):
+        return voc.voc_images(root), voc.voc_names(root)
+    if cityscapes.is_cityscapes(root):
+        folder = root / "leftImg8bit" / "train"
+        return folder, scan(folder).images
+    if file := yolo.yolo_file(root):
+        return yolo.yolo_root(file), yolo.yolo_names(file)
     return None

@@ -10,6 +10,7 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from boxwise.data.coco_files import OUTSIDE, Json
+from boxwise.data.listing import scan
 from boxwise.data.problems import Problems
 
 CLASSES = (
@@ -40,6 +41,20 @@ def voc_images(root: Path) -> Path:
     return folders[0] / "JPEGImages" if len(folders) == 1 else folders[0].parent
 
 
+def voc_names(root: Path) -> list[str]:
+    """The images to train on, relative to `voc_images`: those of the lists, or all where there are no lists."""
+    folders, problems = voc_folders(root), Problems(root)
+    if not any((folder / "ImageSets" / "Main").is_dir() for folder in folders):
+        return scan(voc_images(root)).images
+    names = [
+        _within(folders, folder, _picture(folder / "JPEGImages", name))
+        for folder, file in _lists(root, folders, "train")
+        for name in _names(file, problems)
+    ]
+    problems.check()
+    return names
+
+
 def read_voc(root: Path, split: Literal["train", "val"]) -> tuple[Json, str]:
     """One split as COCO writes it, and a digest of lists and annotations.
 
@@ -56,8 +71,7 @@ def read_voc(root: Path, split: Literal["train", "val"]) -> tuple[Json, str]:
             digest.update(name.encode(errors="surrogateescape"))
             path = folder / "Annotations" / f"{name}.xml"
             image, objects = _read_xml(path, digest, problems)
-            picture = _picture(folder / "JPEGImages", name)
-            within = f"{folder.name}/JPEGImages/{picture}" if len(folders) > 1 else picture
+            within = _within(folders, folder, _picture(folder / "JPEGImages", name))
             images.append({"id": len(images) + 1, "file_name": within, **image})
             found.append(objects)
     problems.check()
@@ -105,6 +119,11 @@ def _names(file: Path, problems: Problems) -> Iterator[str]:
             problems.add("names that are absolute or contain ..", f"{file}: {name!r}", mend=mend)
         elif name:
             yield name
+
+
+def _within(folders: list[Path], folder: Path, picture: str) -> str:
+    """The name of a picture of one of the folders, which only of several states its year."""
+    return f"{folder.name}/JPEGImages/{picture}" if len(folders) > 1 else picture
 
 
 def _picture(folder: Path, name: str) -> str:

@@ -38,6 +38,12 @@ def yolo_root(file: Path) -> Path:
     return _root(file, _settings(file))
 
 
+def yolo_names(file: Path) -> list[str]:
+    """The images to train on, relative to `yolo_root`."""
+    held = _settings(file)
+    return _images(file, _root(file, held), held, "train")
+
+
 def read_yolo(file: Path, split: Literal["train", "val"]) -> tuple[Json, str]:
     """One split as COCO writes it, and a digest of yaml and labels.
 
