@@ -25,6 +25,7 @@ from boxwise.interop.files import save_weights
 from boxwise.recipes.pretrain import scrl_fpn
 from boxwise.recipes.recipe import SHORT
 from boxwise.run.pretrain import build, card
+from layouts import voc_devkit, yolo_set
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -127,6 +128,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "val"):
         shutil.copy(place / f"coco/annotations/instances_{split}2017.json", place / f"{split}.json")
         shutil.copytree(place / f"coco/{split}2017", place / "images", dirs_exist_ok=True)
+    voc_devkit(place / "voc")
+    yolo_set(place / "yolo")
     torch.save(timm.create_model("test_resnet").state_dict(), place / "resnet50.pth")
     cached = place / "torch" / "hub" / "checkpoints"  # what a user has fetched before, of the small backbone
     cached.mkdir(parents=True)
@@ -230,7 +233,7 @@ def test_flags_named_in_prose_exist() -> None:
     known = {key.replace("_", "-") for key in flags_of_verbs()}
     recipes: list[Any] = [make() for make in (*METHODS.values(), *FAMILIES.values())]
     known |= {key.replace("_", "-") for recipe in recipes for key in [*recipe.keys()]}
-    known |= {"shm-size", "help", "version", "run."}
+    known |= {"shm-size", "help", "version", "run.", "no-pictures"}
     for page in PAGES:
         prose = BLOCK.sub("", page.read_text())
         for flag in re.findall(r"`--([a-z][\w.\-]*)", prose):
@@ -241,9 +244,9 @@ def test_flags_named_in_prose_exist() -> None:
 def flags_of_verbs() -> Iterator[str]:
     from dataclasses import fields
 
-    from boxwise.cli import VERBS
+    from boxwise.cli import INNER, VERBS
 
-    for verb in VERBS.values():
+    for verb in (*VERBS.values(), *INNER.values()):
         yield from (field.name for field in fields(verb))
 
 
@@ -257,7 +260,9 @@ def test_every_verb_has_its_page() -> None:
     from boxwise.cli import VERBS
 
     index = (ROOT / "docs/index.md").read_text()
-    assert all((ROOT / f"docs/{verb}.md").is_file() and f"({verb}.md)" in index for verb in VERBS)
+    assert all(
+        (ROOT / f"docs/{verb}.md").is_file() and f"({verb}.md)" in index for verb in (*VERBS, "data-check")
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,21 @@ if TYPE_CHECKING:
     from boxwise.run.encoder import load_encoder
     from boxwise.run.evaluate import evaluate
     from boxwise.run.finetune import finetune
+    from boxwise.run.predict import predict
     from boxwise.run.pretrain import pretrain
     from boxwise.run.show import show
 
-__all__ = ["Recipe", "TransferRecipe", "compare", "evaluate", "finetune", "load_encoder", "pretrain", "show"]
+__all__ = [
+    "Recipe",
+    "TransferRecipe",
+    "compare",
+    "evaluate",
+    "finetune",
+    "load_encoder",
+    "predict",
+    "pretrain",
+    "show",
+]
 
 _HOMES = {
     "Recipe": "boxwise.recipes.recipe",
@@ -30,6 +41,7 @@ _HOMES = {
     "evaluate": "boxwise.run.evaluate",
     "finetune": "boxwise.run.finetune",
     "load_encoder": "boxwise.run.encoder",
+    "predict": "boxwise.run.predict",
     "pretrain": "boxwise.run.pretrain",
     "show": "boxwise.run.show",
 }

@@ -221,6 +221,36 @@ class Evaluate:
 
 
 @dataclasses.dataclass(kw_only=True)
+class Predict:
+    """Run a fine-tuned detector over images: COCO json and drawn pictures. No labels needed."""
+
+    run: Positional[Annotated[Path, arg(metavar="RUN")]]
+    """A folder that `boxwise finetune` wrote."""
+    data: str
+    """A folder of images, a list file, a COCO root (its train split), or a COCO json with --images."""
+    out: Path
+    """The folder for detections.json and pictures/."""
+    images: Place = None
+    """The folder that the file names of a COCO json start from."""
+    threshold: float = 0.5
+    """Least score of a detection that is kept."""
+    batch_size: int = 8
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    workers: int | None = None
+    """Processes that decode and draw: fitted to the machine, unless told."""
+    pictures: bool = True
+    """Write the json alone."""
+    max_drawn: int | None = None
+    """Draw no more than the first so many images."""
+    bad_images: Literal["error", "skip"] = "skip"
+    """Leave out and list files that cannot be read, or stop at the first."""
+    max_value: int | None = None
+    """The white of 16-bit images, where it is not 65535."""
+    overwrite: bool = False
+    """Replace an earlier prediction in OUT."""
+
+
+@dataclasses.dataclass(kw_only=True)
 class Report:
     """Join run folders to one offline page."""
 
@@ -280,6 +310,7 @@ VERBS: dict[str, type] = {
     "pretrain": Pretrain,
     "finetune": Finetune,
     "evaluate": Evaluate,
+    "predict": Predict,
     "compare": Compare,
     "report": Report,
     "list": List,
@@ -474,6 +505,13 @@ def _evaluate(a: Evaluate, overrides: dict[str, Any]) -> None:
     print(json.dumps(figures) if a.json else as_table(figures))
 
 
+def _predict(a: Predict, overrides: dict[str, Any]) -> None:
+    from boxwise.run.predict import predict
+
+    flags = {field.name: getattr(a, field.name) for field in dataclasses.fields(Predict)}
+    print(predict(**flags))
+
+
 def _report(a: Report, overrides: dict[str, Any]) -> None:
     from boxwise.report.page import write_report
 
@@ -529,6 +567,7 @@ CALLS: dict[str, Callable[[Any, dict[str, Any]], int | None]] = {
     "pretrain": _pretrain,
     "finetune": _finetune,
     "evaluate": _evaluate,
+    "predict": _predict,
     "compare": _compare,
     "report": _report,
     "list": _list,

@@ -147,7 +147,7 @@ def detections_sheet(
         ]
         columns.append(torch.cat([framed(p, small.shape[-2], small.shape[-1]) for p in pair], dim=1))
     height = max(c.shape[1] for c in columns)
-    return torch.cat([framed(c, height, c.shape[2]) for c in columns], dim=2)
+    return torch.cat([framed(c, height - GAP, c.shape[2] - GAP) for c in columns], dim=2)
 
 
 def framed(pixels: Tensor, height: int, width: int) -> Tensor:
