@@ -54,7 +54,7 @@ def made(folder: Path, *, labels: tuple[str, ...] = ("0.1", "1.0"), **more: Any)
     ]
     results = {
         "reference": "random",
-        "metric": "AP",
+        "metrics": ["AP"],
         "arms": [*APS],
         "shares": [
             {
@@ -67,7 +67,7 @@ def made(folder: Path, *, labels: tuple[str, ...] = ("0.1", "1.0"), **more: Any)
         "seeds": [0, 1, 2],
         "missing": [{"arm": arm, "share": "1.0", "seed": 2, "state": "open"} for arm in APS],
         "table": table,
-        "verdicts": [{"arm": "scrl", "text": "", "shares": verdicts}],
+        "verdicts": [{"arm": "scrl", "metric": "AP", "text": "", "shares": verdicts}],
         "runs": runs,
     }
     (folder / "results.json").write_text(json.dumps(results | more))
@@ -93,6 +93,13 @@ def test_verdicts_figures_and_lock_stand_on_the_page(tmp_path: Path) -> None:
     ):
         assert words in text, words
     assert "<b>14.83</b>" in page.read_text() and "<b>11.00</b>" not in page.read_text()
+
+
+def test_every_figure_that_is_judged_has_its_chart_and_verdicts(tmp_path: Path) -> None:
+    """Breaks when masks are measured and only boxes are shown."""
+    lines = [{"arm": "scrl", "metric": name, "text": "", "shares": []} for name in ("AP", "AP50")]
+    text = Reader(write_comparison(made(tmp_path, metrics=["AP", "AP50"], verdicts=lines)).read_text()).text
+    assert "AP50 against labels" in text and "scrl: AP50" in text
 
 
 def test_the_page_loads_nothing_and_escapes_all_names(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_the_lock_tells_what_is_shared_and_what_is_not(whole: Path) -> None:
 def test_results_are_those_of_the_runs(whole: Path) -> None:
     """Breaks when figures are filed under another run, or the mean is not over seeds."""
     held = results(whole)
-    assert (held["reference"], held["metric"], held["seeds"]) == ("random", "AP", [0, 1])
+    assert (held["reference"], held["metrics"], held["seeds"]) == ("random", ["AP"], [0, 1])
     for run in held["runs"]:
         folder = whole / "runs" / f"{run['arm']}_{run['share']}_{run['seed']}"
         own = json.loads((folder / "results.json").read_text())
@@ -420,3 +420,20 @@ def test_runs_record_their_share(whole: Path) -> None:
     """Breaks when a run's own recipe, given back, would train on all labels."""
     found = {run.name: load_yaml(run / "config.yaml")["data"]["labels"] for run in (whole / "runs").iterdir()}
     assert all(name.split("_")[1] == str(labels) for name, labels in found.items())
+
+
+def test_masks_are_judged_beside_boxes(whole: Path, tmp_path: Path) -> None:
+    """Breaks when a verdict on masks is one on boxes, or a detector without boxes has none."""
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    for run in (out / "runs").iterdir():
+        arm, seed = run.name.split("_")[0], int(run.name[-1])
+        figures = {"AP": 10.0 + seed, "mask_AP": 20.0 + (3.0 if arm == "weights" else 0.0) + seed}
+        (run / "results.json").write_text(json.dumps(figures | {"images": 2, "seconds": 1.0}))
+    started(out)
+    lines = {line["metric"]: line["text"] for line in results(out)["verdicts"]}
+    assert lines["mask_AP"] == "weights: +3.0 +- 0.0 mask_AP at 50 %, +3.0 +- 0.0 mask_AP at 100 %"
+    assert (
+        lines["AP"]
+        == "weights: no difference at 50 % (0.0 +- 0.0 AP), no difference at 100 % (0.0 +- 0.0 AP)"
+    )

@@ -33,16 +33,17 @@ def write_comparison(folder: Path) -> Path:
         raise ValueError(f"{folder}: holds no results of a comparison; name the --out of boxwise compare")
     results = json.loads(file.read_text(encoding="utf-8"))
     lock = (folder / "compare.yaml").read_text(encoding="utf-8")
+    charts = "".join(_by_share(results, metric) for metric in results["metrics"])
     body = "".join(
         [
-            f'<section class="lead">{_claims(results)}{_by_share(results)}</section>',
+            f'<section class="lead">{_claims(results)}{charts}</section>',
             _figures(results),
             _by_iou(results),
             "<section><h2>Locked for all runs</h2>"
             f'<div class="card"><pre>{escape(lock)}</pre></div></section>',
         ]
     )
-    title = f"{', '.join(results['arms'])}: {results['metric']}"
+    title = f"{', '.join(results['arms'])}: {', '.join(results['metrics'])}"
     runs = len(results["runs"])
     source = f"{runs} finished run{'s' if runs != 1 else ''}"
     write_text(folder / PAGE, document("boxwise comparison", title, body, source=source))
@@ -58,7 +59,8 @@ def _claims(results: Mapping[str, Any]) -> str:
             f"{escape(v['text'])}</li>"
             for v in line["shares"]
         )
-        parts.append(f"<h3>{escape(line['arm'])}</h3><ul>{items}</ul>")
+        of = f": {line['metric']}" if len(results["metrics"]) > 1 else ""
+        parts.append(f"<h3>{escape(line['arm'] + of)}</h3><ul>{items}</ul>")
     seeds = len(results["seeds"])
     note = (
         f"Against {escape(results['reference'])}. Means of differences paired over "
@@ -72,9 +74,8 @@ def _missing(results: Mapping[str, Any]) -> str:
     return f" {count} run{'s are' if count != 1 else ' is'} without figures." if count else ""
 
 
-def _by_share(results: Mapping[str, Any]) -> str:
-    """The figure against labelled images, on a scale on which ten times as many are always as far."""
-    metric = results["metric"]
+def _by_share(results: Mapping[str, Any], metric: str) -> str:
+    """One figure against labelled images, on a scale on which ten times as many are always as far."""
     places = [(math.log10(share["images"]), share["words"]) for share in results["shares"]]
     arms = [
         Arm(

@@ -18,7 +18,9 @@ SHOWN = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"),
     *("mask_AP", "mask_AP50", "mask_AP75", "kp_AP", "kp_AP50", "kp_AP75", "mIoU"),
 )
-"""What a table shows of the figures that a detector has, and the first of them is what verdicts are of."""
+"""What a table shows of the figures that a detector has."""
+JUDGED = ("AP", "mask_AP", "kp_AP", "mIoU")
+"""Those of them that there are verdicts of, the first before all."""
 CURVE = "iou.json"
 """In a run folder: AP by the IoU from which a box counts as found."""
 
@@ -28,13 +30,13 @@ def collect(cells: Sequence[Cell]) -> Results:
     measured = [cell for cell in cells if cell.state == "finished"]
     runs = [_run(cell) for cell in measured]
     known = [name for name in SHOWN if any(name in run["figures"] for run in runs)]
-    metric = known[0] if known else SHOWN[0]
+    judged = [name for name in JUDGED if name in known] or [JUDGED[0]]
     arms = list(dict.fromkeys(cell.arm.name for cell in cells))
     shares = list(dict.fromkeys(cell.share.label for cell in cells))
     reference = RANDOM if RANDOM in arms else arms[0]
     return {
         "reference": reference,
-        "metric": metric,
+        "metrics": judged,
         "arms": arms,
         "shares": [
             {"label": label, "words": spoken(label), "images": images}
@@ -47,7 +49,7 @@ def collect(cells: Sequence[Cell]) -> Results:
             if cell.state != "finished"
         ],
         "table": [_row(runs, arm, share, known) for share in shares for arm in arms],
-        "verdicts": [*_verdicts(runs, arms, shares, reference, metric)],
+        "verdicts": [line for name in judged for line in _verdicts(runs, arms, shares, reference, name)],
         "runs": runs,
     }
 
@@ -68,7 +70,7 @@ def as_table(results: Results) -> str:
 
 
 def sentences(results: Results) -> list[str]:
-    """The verdicts as text, an arm a line."""
+    """The verdicts as text, a line for each arm and figure."""
     return [line["text"] for line in results["verdicts"]]
 
 
@@ -114,7 +116,7 @@ def _mean_curve(runs: Sequence[Results]) -> dict[str, float]:
 def _verdicts(
     runs: Sequence[Results], arms: Sequence[str], shares: Sequence[str], reference: str, metric: str
 ) -> Iterator[Results]:
-    """One entry an arm, with one verdict a share."""
+    """One entry an arm, with one verdict of `metric` a share."""
 
     def by_seed(arm: str, share: str) -> dict[int, float]:
         mine = [run for run in runs if (run["arm"], run["share"]) == (arm, share)]
@@ -129,6 +131,7 @@ def _verdicts(
         ]
         yield {
             "arm": arm,
+            "metric": metric,
             "text": sentence(found),
             "shares": [
                 {
