@@ -16,10 +16,10 @@ Results = dict[str, Any]
 
 SHOWN = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"),
-    *("mask_AP", "mask_AP50", "mask_AP75", "kp_AP", "kp_AP50", "kp_AP75", "mIoU"),
+    *("mask_AP", "mask_AP50", "mask_AP75", "kp_AP", "kp_AP50", "kp_AP75", "gps_AP", "gpsm_AP", "mIoU"),
 )
 """What a table shows of the figures that a detector has."""
-JUDGED = ("AP", "mask_AP", "kp_AP", "mIoU")
+JUDGED = ("AP", "mask_AP", "kp_AP", "gps_AP", "gpsm_AP", "mIoU")
 """Those of them that there are verdicts of, the first before all."""
 CURVE = "iou.json"
 """In a run folder: AP by the IoU from which a box counts as found."""
