@@ -35,13 +35,15 @@ def evaluate(
     *,
     images: Path | None = None,
     metric: str | None = None,
+    geodesics: Path | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     batch_size: int = 8,
 ) -> dict[str, float]:
     """The figures of the detector in `run` on the validation images of `data`, in 0..100 (-1: nothing to measure),
-    and how many images they are of. `metric` replaces the one that the run was measured by."""
+    and how many images they are of. `metric` and `geodesics` replace what the run was measured by."""
     saved = load_detector(Path(run))
-    asked = {} if metric is None else {"metric": metric}
+    told = {"metric": metric, "geodesics": None if geodesics is None else str(geodesics)}
+    asked = {key: value for key, value in told.items() if value is not None}
     measure: Measure = read(Measure, {**plain(saved.measure), **asked}, at="measure")
     extras = saved.config.extras()
     test = open_labelled(data, split="val", images=images, categories=saved.categories, extras=extras)

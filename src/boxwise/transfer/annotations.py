@@ -12,12 +12,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from boxwise.data.outlines import rasterise
+from boxwise.data.ground_truth import DENSE_SIDE
+from boxwise.data.outlines import rasterise, unpacked
 from boxwise.data.targets import Category
 from boxwise.transfer.detectors.base import Kind
 
 CENTRE = 0.5
 """COCO's keypoints name whole pixels, whose middle this is."""
+BODY_SIDE = 256
+"""Pixels a side of DensePose's coarse parts, whatever their box."""
 SIDES = ("left", "right")
 """What a mirror exchanges in names of keypoints."""
 
@@ -73,6 +76,8 @@ def learned(
         found["masks"] = masks(annotated["segmentation"], frame)
     if "keypoints" in kinds:
         found["keypoints"] = marks(annotated["keypoints"], frame, keypoints)
+    if "densepose" in kinds:
+        found |= surfaces(annotated["dp"], annotated["bbox"], frame)
     return found
 
 
@@ -109,6 +114,29 @@ def mirrored(names: Sequence[str]) -> list[int]:
         twin |= {name: name.replace(a, b, 1) for name in names if name.startswith(a)}
     place = {name: i for i, name in enumerate(names)}
     return [place.get(twin.get(name, name), i) for i, name in enumerate(names)]
+
+
+def surfaces(values: Sequence[Any], boxes: Sequence[Sequence[float]], frame: Frame) -> dict[str, Tensor]:
+    """DensePose's points and coarse parts, in pictures that are not mirrored.
+
+    "dp_points" (p, 6): row of the annotation, x, y, part, u and v of each point of all of them. "dp_boxes" (N, 4):
+    what its squares are stretched over, empty where nothing is annotated. "dp_body" (N, 256, 256): coarse parts.
+    """
+    assert not frame.flip, "a mirror needs tables of the surface"
+    points, frames = [torch.zeros(0, 6)], torch.zeros(len(values), 4)
+    body = torch.zeros((len(values), BODY_SIDE, BODY_SIDE), dtype=torch.uint8)
+    for row, (value, (x, y, width, height)) in enumerate(zip(values, boxes, strict=True)):
+        if not value:
+            continue
+        corners = frame.points(torch.tensor([[x, y], [x + width, y + height]], dtype=torch.float32))
+        frames[row] = corners.flatten()
+        listed = torch.tensor([value.get(f"dp_{name}") or [] for name in "xyIUV"], dtype=torch.float32).T
+        placed = corners[0] + listed[:, :2] / DENSE_SIDE * (corners[1] - corners[0])
+        points.append(torch.cat([torch.full((len(listed), 1), float(row)), placed, listed[:, 2:]], dim=1))
+        for part, mask in enumerate(value.get("dp_masks") or [], start=1):
+            if mask:
+                body[row][torch.from_numpy(unpacked(mask)) > 0] = part
+    return {"dp_points": torch.cat(points), "dp_boxes": frames, "dp_body": body}
 
 
 def keypoint_names(categories: Sequence[Category]) -> tuple[str, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +18,15 @@ from boxwise.config import settings
 from boxwise.data.targets import Labelled
 from boxwise.transfer.detectors.base import Detector, DetectorConfig, Targets
 from boxwise.transfer.metrics import Confusion, Metric, figures, semantic_figures
+from boxwise.transfer.metrics.densepose import densepose_figures
+from boxwise.transfer.metrics.geodesics import load_geodesics
 from boxwise.transfer.results import Result, results
 from boxwise.transfer.samples import DetectionBatch, TestSamples, collate
 from boxwise.transfer.task import Detection
 
 SHOWN = 6
 """Images whose classes of pixels are kept, to be drawn."""
+BOXES_ALONE = "surfaces were found and not measured: GPS and GPSm need --geodesics FILE, distances along the body"
 
 
 @settings
@@ -33,6 +38,8 @@ class Measure:
     on such data, else COCO's."""
     precise_bn: int = 0
     """Batches of training images that BatchNorm's statistics are measured on anew before."""
+    geodesics: str | None = None
+    """The .npz of distances along the body's surface that DensePose's figures need; none: boxes alone are measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +70,19 @@ def measured(
         loader = _loader(labelled, config, batch_size, device)
         return _by_pixel(labelled, detections(model, loader, device=device, precision=precision))
     found = predict(model, labelled, config=config, batch_size=batch_size, device=device, precision=precision)
-    metric = metric_of(measure, labelled)
-    return Measured(figures(metric, labelled.coco(), found, kinds=config.measured()), found)
+    truth, metric = labelled.coco(), metric_of(measure, labelled)
+    known = figures(metric, truth, found, kinds=config.measured())
+    if "densepose" in config.kinds():
+        known |= _on_surfaces(truth, found, measure.geodesics)
+    return Measured(known, found)
+
+
+def _on_surfaces(truth: Mapping[str, Any], found: list[Result], geodesics: str | None) -> dict[str, float]:
+    """GPS and GPSm, where there is a mesh to measure along."""
+    if geodesics is None:
+        warnings.warn(BOXES_ALONE, stacklevel=3)
+        return {}
+    return densepose_figures(truth, found, load_geodesics(Path(geodesics)))
 
 
 def predict(

@@ -7,16 +7,23 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from boxwise.data.coco import Category
 from boxwise.transfer.annotations import CENTRE
 from boxwise.transfer.detectors.base import Targets
+from boxwise.transfer.metrics.densepose import packed
+from boxwise.transfer.metrics.geodesics import PARTS
 from boxwise.transfer.samples import DetectionBatch
 
 Result = dict[str, Any]
-"""image_id, category_id, bbox, score; with masks segmentation, with keypoints keypoints."""
+"""image_id, category_id, bbox, score; with masks segmentation, with keypoints keypoints, with surfaces uv_shape and
+uv_data."""
+KEPT = ("densepose",)
+"""Too large to be fetched as it is: it stays on its device until each box has its pixels."""
 INSIDE = 0.5
 """Probability from which on a pixel is of the thing."""
 
@@ -35,9 +42,10 @@ def results(
     boxes with scores and labels, masks, keypoints.
     """
     for i, one in enumerate(_fetched(found)):
+        one |= {name: found[i][name] for name in KEPT if name in found[i]}
         if sure is not None:
             keep = one["rows"][:, 4] >= sure
-            one = {name: rows[keep] for name, rows in one.items()}
+            one = {name: rows[keep.to(rows.device)] for name, rows in one.items()}
         part = one["rows"]
         (height, width), (tall, wide) = batch.sources[i], batch.sizes[i]
         scale = part.new_tensor([width / wide, height / tall])
@@ -46,6 +54,7 @@ def results(
         )
         more = _masks(one, boxes, (height, width)) | _keypoints(one, scale)
         boxes[:, 2:] -= boxes[:, :2]
+        more |= _surfaces(one, boxes)
         listed = zip(boxes.tolist(), part[:, 4].tolist(), part[:, 5].tolist(), strict=True)
         for k, (box, score, label) in enumerate(listed):
             category = categories[int(label) - 1].id
@@ -88,3 +97,25 @@ def _keypoints(found: dict[str, Tensor], scale: Tensor) -> dict[str, Sequence[An
     marks = found["keypoints"].double()
     marks[..., :2] = marks[..., :2] * scale - CENTRE
     return {"keypoints": marks.flatten(1).tolist()}
+
+
+def _surfaces(found: dict[str, Tensor], boxes: Tensor) -> dict[str, Sequence[Any]]:
+    """Part, u and v of each pixel of each box (xywh), as DensePose's results hold them."""
+    if "densepose" not in found:
+        return {}
+    held = [
+        packed(surface_of(maps, (max(int(height), 1), max(int(width), 1))).cpu().numpy())
+        for maps, (_, _, width, height) in zip(found["densepose"], boxes.tolist(), strict=True)
+    ]
+    return {name: [one[name] for one in held] for name in ("uv_shape", "uv_data")}
+
+
+def surface_of(maps: Float[Tensor, "K S S"], size: tuple[int, int]) -> UInt8[Tensor, "3 _h _w"]:
+    """Part (0 where there is no body), and u and v in 255ths, once the maps are stretched over a box."""
+    charts = PARTS + 1
+    whole = F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
+    body, part, u, v = whole.split([len(maps) - 3 * charts, charts, charts, charts])
+    label = part.argmax(0) * (body.argmax(0) > 0)
+    places = torch.stack([chart.gather(0, label[None])[0] for chart in (u, v)]).clamp(0, 1)
+    held = torch.where(label > 0, (255 * places), 0.0)
+    return torch.cat([label[None], held.long()]).to(torch.uint8)

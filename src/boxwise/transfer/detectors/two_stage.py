@@ -37,8 +37,12 @@ TERMS = {
     "loss_box_reg": "box",
     "loss_mask": "mask",
     "loss_keypoint": "keypoint",
+    "loss_densepose_body": "body",
+    "loss_densepose_part": "part",
+    "loss_densepose_u": "u",
+    "loss_densepose_v": "v",
 }
-"""torchvision's names of the losses, and ours."""
+"""torchvision's names of the losses, DensePose's own after them, and ours."""
 
 
 class Judging(TypedDict):

@@ -1,0 +1,274 @@
+"""DensePose R-CNN on a pyramid: for every pixel of a person, the part of the body's surface and the place upon it.
+
+Guler, Neverova, Kokkinos, "DensePose: Dense Human Pose Estimation in the Wild", CVPR 2018,
+https://arxiv.org/abs/1802.00434, as detectron2's project of that name builds it and DetCo and ReSim measure it: eight
+convolutions of 512 channels over 28 x 28 cells of a box, read from a map that the whole pyramid is decoded to, then
+transposed convolutions to body, part, u and v, stretched to 112 x 112. The losses are in `surface_losses`.
+
+A mirror changes which part is seen and where u and v run on it, by tables that this library does not have: pictures
+are not flipped in training. detectron2 flips them, with those tables.
+
+The layout of DensePose-COCO's annotations is read as published, and held to made-up ones: real annotations have not
+been tried here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from boxwise.config import settings
+from boxwise.data.targets import Labelled
+from boxwise.nn.encoder import Encoder
+from boxwise.shapes import Scalar
+from boxwise.transfer.detectors.base import Kind, Targets
+from boxwise.transfer.detectors.heads import BoxHead
+from boxwise.transfer.detectors.pooler import RoIPooler
+from boxwise.transfer.detectors.rcnn import LEVELS, OnPyramid
+from boxwise.transfer.detectors.stages import BoxHeads, Features, Sampled, Sizes
+from boxwise.transfer.detectors.surface_losses import (
+    Surfaces,
+    joined,
+    points_in,
+    surface_losses,
+    wanted_body,
+)
+from boxwise.transfer.metrics.geodesics import PARTS
+
+CONVS = 8
+LISTS: dict[str, tuple[float, float]] = {
+    "dp_x": (0, 256),
+    "dp_y": (0, 256),
+    "dp_I": (1, PARTS),
+    "dp_U": (0, 1),
+    "dp_V": (0, 1),
+}
+"""What an annotation lists of its points, and the range of each."""
+
+
+class DensePoseHeads(BoxHeads):
+    """Boxes, and the surface of the person in each."""
+
+    densepose_decoder: Decoder | None
+    densepose_roi_pool: RoIPooler
+    densepose_head: nn.Module
+    densepose_predictor: SurfacePredictor
+    min_iou: float
+    weights: tuple[float, float, float]
+
+    def losses(
+        self, features: Features, crops: Tensor, sampled: Sampled, sizes: Sizes, targets: Targets
+    ) -> dict[str, Scalar]:
+        """In boxes that lie well on a person whose surface is annotated."""
+        well = self._well(sampled.positives(), targets)
+        found = self.surfaces(features, well.boxes, sizes)
+        cells, first, points = found.part.shape[-1], 0, []
+        for boxes, matched, target in zip(well.boxes, well.matched, targets, strict=True):
+            points.append(points_in(boxes, matched, target["dp_points"], cells=cells, first=first))
+            first += len(boxes)
+        chosen = [*zip(targets, well.matched, strict=True)]
+        body = wanted_body(
+            torch.cat([*well.boxes]),
+            torch.cat([t["dp_boxes"][matched] for t, matched in chosen]),
+            torch.cat([t["dp_body"][matched] for t, matched in chosen]),
+            cells=cells,
+            classes=found.body.shape[1],
+        )
+        return surface_losses(found, body, joined(points), images=len(targets), weights=self.weights)
+
+    def more(self, features: Features, found: Targets, sizes: Sizes) -> None:
+        """Adds "densepose" (n, B + 3 P, S, S): what is read in each box, B of the body, P each of part, u and v."""
+        read = self.surfaces(features, [one["boxes"] for one in found], sizes)
+        whole = torch.cat([read.body, read.part, read.u, read.v], dim=1)
+        for one, rows in zip(found, whole.split([len(one["boxes"]) for one in found]), strict=True):
+            one["densepose"] = rows
+
+    def surfaces(self, features: Features, boxes: Sequence[Tensor], sizes: Sizes) -> Surfaces:
+        """What is read in `boxes`, never below float32."""
+        if self.densepose_decoder is not None:
+            features = {"0": self.densepose_decoder(features)}
+        crops = self.densepose_roi_pool(features, boxes, sizes)
+        read: Surfaces = self.densepose_predictor(self.densepose_head(crops))
+        return read
+
+    def _well(self, sampled: Sampled, targets: Targets) -> Sampled:
+        """Boxes that overlap an annotated person by more than `min_iou`."""
+        keep = []
+        for boxes, matched, target in zip(sampled.boxes, sampled.matched, targets, strict=True):
+            frames = target["dp_boxes"][matched]
+            known = (frames[:, 2:] > frames[:, :2]).all(1)
+            keep.append(known & (_ious(boxes, target["boxes"][matched]) > self.min_iou))
+        return sampled.only(keep)
+
+
+class Decoder(nn.Module):
+    """The pyramid as one map of its finest stride: convolutions and doublings of each level, added up.
+
+    Kirillov et al., Panoptic Feature Pyramid Networks, CVPR 2019, https://arxiv.org/abs/1901.02446
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.levels = nn.ModuleDict()
+        for doublings, level in enumerate(LEVELS.values()):
+            layers: list[nn.Module] = []
+            for _ in range(max(1, doublings)):
+                layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
+                if doublings:
+                    layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+            self.levels[level] = nn.Sequential(*layers)
+        self.last = nn.Conv2d(channels, channels, 1)
+        _start(self)
+
+    def forward(self, maps: Features) -> Float[Tensor, "B C _h _w"]:
+        return self.last(torch.stack([level(maps[name]) for name, level in self.levels.items()]).sum(0))
+
+
+class SurfacePredictor(nn.Module):
+    """Four maps of four times as many cells a side: transposed convolutions, then a bilinear stretch."""
+
+    def __init__(self, channels: int, body: int) -> None:
+        super().__init__()
+        widths = {"body": body, "part": PARTS + 1, "u": PARTS + 1, "v": PARTS + 1}
+        self.maps = nn.ModuleDict(
+            {
+                name: nn.ConvTranspose2d(channels, width, 4, stride=2, padding=1)
+                for name, width in widths.items()
+            }
+        )
+        _start(self)
+
+    def forward(self, x: Float[Tensor, "M C s s"]) -> Surfaces:
+        read = {name: layer(x) for name, layer in self.maps.items()}
+        exact = {name: t.to(torch.promote_types(t.dtype, torch.float32)) for name, t in read.items()}
+        size = 2 * read["part"].shape[-1]
+        return Surfaces(
+            **{name: F.interpolate(t, (size, size), mode="bilinear") for name, t in exact.items()}
+        )
+
+
+@settings
+class DensePoseRCNN(OnPyramid):
+    """DensePose R-CNN on a pyramid; detectron2's layers, weights of losses and thresholds by default."""
+
+    name: Literal["densepose_rcnn"] = "densepose_rcnn"
+    head: BoxHead = "2fc"
+    """What boxes are judged by: two linear layers (2fc), or four convolutions with BatchNorm and one linear layer,
+    which SoCo and InsLoc pretrain (4conv1fc)."""
+    aligned: bool = False
+    """RoIAlign shifted by half a cell to read where the box is; off, as in detectron2's DensePose."""
+    flip: float = 0.0
+    """A mirror needs tables of the surface that are not here: 0."""
+    rpn_post_nms_train: int = 1000
+    """Proposals kept of each image after suppression, in training."""
+    body_classes: Literal[2, 15] = 2
+    """Ground and body (2), or ground and fourteen coarse parts (15)."""
+    cells: int = 28
+    """Cells a side that surfaces are read from; their maps have four times as many."""
+    channels: int = 512
+    """Of each of the head's eight convolutions."""
+    decoder: bool = True
+    """Read surfaces from one map that all levels are decoded to, not from the level of the box's size."""
+    min_iou: float = 0.7
+    """Least overlap of a box with its person for its surface to be learned there."""
+    body_weight: float = 5.0
+    part_weight: float = 1.0
+    place_weight: float = 0.01
+    """Of u and v, whose losses are summed over points: those of two images."""
+
+    def kinds(self) -> tuple[Kind, ...]:
+        return ("bbox", "densepose")
+
+    def extras(self) -> tuple[str, ...]:
+        """DensePose's fields, and the box that they count from before it is clipped to its picture."""
+        return (*OnPyramid.extras(self), "bbox")
+
+    def classes(self, labelled: Labelled) -> tuple[str, ...]:
+        """Raises ValueError where points are not as DensePose-COCO has them."""
+        for row, text in enumerate(labelled.table.extras.get("dp", ())):
+            if wrong := _wrong(json.loads(text) or {}):
+                raise ValueError(
+                    f"{labelled.table.file}: annotation {labelled.table.rows[row]} in the order of the json: {wrong}; "
+                    "expected dp_x and dp_y from 0 to 255 across the box, dp_I from 1 to 24, dp_U and dp_V from 0 to "
+                    "1, one of each a point, and dp_masks, RLE of 256 x 256 or [] of 14 parts"
+                )
+        return OnPyramid.classes(self, labelled)
+
+    def problems(self, *, pretrained: bool) -> Iterator[str]:
+        yield from OnPyramid.problems(self, pretrained=pretrained)
+        yield from self.outside({"min_iou": (0, 1)})
+        yield from self.below_one(["cells", "channels"])
+        if self.flip > 0:
+            yield (
+                "detector.flip: a mirrored person shows other parts, u and v, by tables that are not here; "
+                "set detector.flip: 0"
+            )
+
+    def heads(self, backbone: Encoder, classes: int) -> DensePoseHeads:
+        stage = self.second_stage(DensePoseHeads, **self.judging(backbone, classes))
+        finest = next(iter(LEVELS.values()))
+        stage.densepose_decoder = Decoder(self.fpn_channels) if self.decoder else None
+        stage.densepose_roi_pool = (
+            RoIPooler(
+                {finest: backbone.strides["p2"]},
+                output_size=self.cells,
+                sampling_ratio=self.sampling_ratio,
+                aligned=self.aligned,
+            )
+            if self.decoder
+            else self.pooler(backbone, size=self.cells)
+        )
+        stage.densepose_head = surface_head(self.fpn_channels, self.channels)
+        stage.densepose_predictor = SurfacePredictor(self.channels, self.body_classes)
+        stage.min_iou = self.min_iou
+        stage.weights = self.body_weight, self.part_weight, self.place_weight
+        return stage
+
+
+def surface_head(channels: int, width: int) -> nn.Sequential:
+    """Eight convolutions that keep their cells."""
+    layers: list[nn.Module] = []
+    for inputs in (channels, *[width] * (CONVS - 1)):
+        layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(inplace=True)]
+    head = nn.Sequential(*layers)
+    _start(head)
+    return head
+
+
+def _start(module: nn.Module) -> None:
+    """He's normal start by outputs, and no bias."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            assert part.bias is not None
+            nn.init.zeros_(part.bias)
+
+
+def _ious(a: Float[Tensor, "n 4"], b: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
+    """Of boxes row by row."""
+    shared = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b)]
+    return shared / (areas[0] + areas[1] - shared)
+
+
+def _wrong(annotation: dict[str, Any]) -> str:
+    """What cannot be read of an annotation's points; nothing where all can, or there are none."""
+    if not annotation:
+        return ""
+    lists = {name: annotation.get(name) or [] for name in LISTS}
+    if len({len(values) for values in lists.values()}) > 1:
+        return "lists of unlike lengths, " + ", ".join(f"{k} {len(v)}" for k, v in lists.items())
+    for name, values in lists.items():
+        low, high = LISTS[name]
+        if off := [v for v in values if not low <= v <= high]:
+            return f"{name} holds {off[0]}"
+    for mask in annotation.get("dp_masks") or []:
+        if mask and mask.get("size") != [256, 256]:
+            return f"a mask of size {mask.get('size')}"
+    return ""
