@@ -167,6 +167,8 @@ class Finetune(Training):
     """The COCO json to measure on, where --data is a json."""
     labels: Annotated[str | None, arg(metavar="SHARE|COUNT")] = None
     """Train on a share (0.1) or a count (100) of the labelled images, drawn by the seed and listed in the run."""
+    overfit: Annotated[int | None, arg(metavar="COUNT")] = None
+    """A self-test: train on so many images and measure on the same; fails below AP50 80, with suspects."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -470,7 +472,9 @@ def _finetune(a: Finetune, overrides: dict[str, Any]) -> None:
     from boxwise.run.finetune import finetune
 
     labels = None if a.labels is None else _amount(a.labels)
-    done = finetune(**a.shared(), settings=overrides, weights=a.weights, val=a.val, labels=labels)
+    done = finetune(
+        **a.shared(), settings=overrides, weights=a.weights, val=a.val, labels=labels, overfit=a.overfit
+    )
     if leads() and not a.dry_run:
         print(as_table(json.loads((done / "results.json").read_text())))
         print(done)

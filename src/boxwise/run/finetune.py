@@ -26,6 +26,7 @@ from boxwise.run.bad_images import BadImages
 from boxwise.run.draw import detections_sheet, write_picture
 from boxwise.run.find import saved, say, transfer_recipe
 from boxwise.run.fit import fitted_transfer
+from boxwise.run.overfit import few, verdict
 from boxwise.run.preflight import doubts, preflight, suspects
 from boxwise.strict import SettingsError, dump_yaml, plain
 from boxwise.transfer.detectors.base import Detector
@@ -44,6 +45,7 @@ def finetune(
     images: Path | None = None,
     val: Path | None = None,
     labels: float | int | None = None,
+    overfit: int | None = None,
     config: Path | None = None,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
@@ -55,7 +57,10 @@ def finetune(
 
     `labels` is a share of the training images (a float) or a count (an int). With `weights`, the shape of the
     backbone and FPN and the pixel statistics come from the weights; a setting that contradicts them is an error.
+    `overfit` is a self-test: so many images are trained on and measured on; raises CannotLearn below its bar.
     """
+    if labels is not None and overfit is not None:
+        raise ValueError("--labels and --overfit: choose one")
     settings = dict(settings or {})
     found = transfer_recipe(recipe, config=config, settings=settings)
     given = found.given
@@ -65,18 +70,21 @@ def finetune(
         resolved = adopted(resolved, pretrained, given)
     if impossible := list(resolved.detector.problems(pretrained=pretrained is not None)):
         raise SettingsError(impossible)
-    train, test = labelled_splits(
-        data, images=images, val=val, max_value=resolved.data.max_value, extras=fields(resolved)
-    )
-    train = training_set(choose(train, labels, seed=resolved.run.seed), resolved.data)
+    if overfit is None:
+        train, test = labelled_splits(
+            data, images=images, val=val, max_value=resolved.data.max_value, extras=fields(resolved)
+        )
+        train = training_set(choose(train, labels, seed=resolved.run.seed), resolved.data)
+    else:
+        train = test = few(data, overfit, resolved, images=images, extras=fields(resolved))
     changes = [*found.changes]
-    if found.fitted:
+    if found.fitted or overfit is not None:
         resolved, fits = fitted_transfer(resolved, images=len(train), given=given)
         changes += fits
     say(resolved, changes, source=found.source if dry_run else None)
     if dry_run:
         return Path(out)
-    return run_transfer(
+    done = run_transfer(
         resolved,
         train,
         test,
@@ -87,6 +95,9 @@ def finetune(
         overwrite=overwrite,
         allow_drift=allow_drift,
     )
+    if overfit is not None and leads():
+        print(verdict(done, resolved, train), file=sys.stderr)
+    return done
 
 
 def fields(recipe: TransferRecipe) -> tuple[str, ...]:
