@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from boxwise.data.scenes import write_scenes
 from boxwise.interop.files import save_weights
 from boxwise.recipes.pretrain import scrl_fpn
 from boxwise.recipes.recipe import SHORT
+from boxwise.recipes.transfer import FAMILIES, PROTOCOLS
 from boxwise.run.pretrain import build, card
 from layouts import voc_devkit, yolo_set
 
@@ -52,6 +53,7 @@ DETECTOR: dict[str, Any] = {
     "detector.rpn_post_nms_test": 20,
     "detector.box_batch_size_per_image": 16,
 }
+TRANSFERS = {**FAMILIES, **{f.__name__: f for f in PROTOCOLS}}
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,9 @@ def tiny(argv: list[str]) -> list[str]:
 def small(recipe: str, *, length: str) -> dict[str, Any]:
     """The settings of `recipe` that cost time."""
     size: dict[str, Any] = {"epochs": 0.5} if length == "epochs" else {"steps": 2}
-    if recipe == FAMILY:
-        return size | DETECTOR
+    if recipe in TRANSFERS:
+        has = {f"detector.{field.name}" for field in fields(TRANSFERS[recipe]().detector)}
+        return size | {key: value for key, value in DETECTOR.items() if key in has}
     if ".py" not in recipe:
         size |= {"method.hidden": 16, "method.width": 8}
     if recipe == "scrl" or recipe == "scrl_fpn":
@@ -229,7 +232,6 @@ def anchors(page: Path) -> set[str]:
 def test_flags_named_in_prose_exist() -> None:
     """`--flag` between backticks, outside of blocks."""
     from boxwise.recipes.pretrain import METHODS
-    from boxwise.recipes.transfer import FAMILIES
 
     known = {key.replace("_", "-") for key in flags_of_verbs()}
     recipes: list[Any] = [make() for make in (*METHODS.values(), *FAMILIES.values())]
@@ -243,8 +245,6 @@ def test_flags_named_in_prose_exist() -> None:
 
 
 def flags_of_verbs() -> Iterator[str]:
-    from dataclasses import fields
-
     from boxwise.cli import INNER, VERBS
 
     for verb in (*VERBS.values(), *INNER.values()):

@@ -6,16 +6,26 @@ from pathlib import Path
 import pytest
 
 from boxwise.recipes import pretrain, transfer
-from boxwise.recipes.tables import derived
+from boxwise.recipes.table_transfers import finish
+from boxwise.recipes.tables import Row, derived, rows
 
 DOCS = Path(__file__).parents[2] / "docs"
 NAMED = re.compile(r"`([^`\n]+)`")
 SECTIONS = {"InsLoc": "insloc", "SoCo": "soco", "DetCo": "detco", "ReSim": "resim", "SCRL": "scrl"}
 LISTED = {
-    *(f.__name__ for f in (*pretrain.PUBLISHED, *pretrain.OURS, *transfer.PROTOCOLS)),
+    *(f.__name__ for f in (*pretrain.PUBLISHED, *pretrain.OURS)),
     *pretrain.METHODS,
     *transfer.FAMILIES,
 }
+
+DATA = {
+    "voc": "VOC07+12",
+    "coco": "COCO",
+    "cityscapes": "Cityscapes",
+    "lvis": "LVIS v1",
+    "densepose": "DensePose-COCO",
+}
+SHORTENED = {"text 4.1 (RoIAlign vs PrRoIPool)": "text 4.1", "code README": "repository"}
 
 
 def page(name: str) -> str:
@@ -28,6 +38,33 @@ def test_every_recipe_is_on_its_page() -> None:
     assert named >= LISTED
     stem = re.compile(r"[a-z0-9_.]+_(?:r50|r101)_[a-z0-9_.]+")
     assert {name for name in named if stem.fullmatch(name)} <= LISTED | derived().keys()
+
+
+def test_every_protocol_is_on_its_page() -> None:
+    """Breaks when a protocol is added or changed and docs/protocols.md still says what was, or of another table."""
+    lines = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.*?) \| (.*?) \| (.*) \|$", page("protocols.md"), re.MULTILINE)
+    told = {name: (detector, data, steps, used) for name, detector, data, steps, used in lines}
+    assert [*told] == [f.__name__ for f in transfer.PROTOCOLS]
+    for protocol in transfer.PROTOCOLS:
+        detector, data, steps, used = told[protocol.__name__]
+        recipe = protocol()
+        length = recipe.schedule.steps or f"{recipe.schedule.epochs:g} epochs"
+        share = None if recipe.data.labels is None else f"{100 * recipe.data.labels:g} %"
+        assert (detector, steps) == (recipe.detector.name, str(length))
+        assert data.startswith(DATA[protocol.__name__.partition("_")[0]])
+        assert (data.partition(", ")[2] or None) == share
+        own = [(row.paper, row.table) for row in rows() if row.role == "own" and by(row) == protocol.__name__]
+        tables: dict[str, list[str]] = {}
+        for paper, table in dict.fromkeys(own):
+            tables.setdefault(paper, []).append(SHORTENED.get(table, table))
+        assert dict(part.split(" ", 1) for part in used.split("; ")) == {
+            paper: ", ".join(named) for paper, named in tables.items()
+        }, protocol.__name__
+
+
+def by(row: Row) -> str | None:
+    """The protocol that a row is measured by."""
+    return finish(row).protocol
 
 
 def test_a_short_name_stands_for_the_run_that_the_page_names() -> None:
