@@ -18,7 +18,7 @@ from boxwise.transfer.detectors.base import Targets
 
 BETA = 1 / 9
 """Where torchvision's box losses turn from square to straight, in units of a box's own targets."""
-Features = Mapping[str, Float[Tensor, "B C _h _w"]]
+Features = Mapping[str, Float[Tensor, "B _C _h _w"]]
 Sizes = Sequence[tuple[int, int]]
 
 
