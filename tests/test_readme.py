@@ -191,7 +191,9 @@ def test_the_page_does_what_it_says(
                 make_room(words, lent)
                 code = main(tiny(words[1:]))
                 expected = 1 if "--overfit" in words else 0  # two steps know nothing by heart
-                assert code == expected, f"{block.page}: {shlex.join(words)}: {code}\n{capsys.readouterr().err}"
+                assert code == expected, (
+                    f"{block.page}: {shlex.join(words)}: {code}\n{capsys.readouterr().err}"
+                )
                 left = Path(words[words.index("--out") + 1]) if "--out" in words else None
                 assert left is None or "--dry-run" in words or left.exists(), (
                     f"{shlex.join(words)}: no {left}"
