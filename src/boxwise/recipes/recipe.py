@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
-from boxwise.config import LARS, SGD, AdamW, Data, Run, Schedule, TransferData
+from boxwise.config import LARS, SGD, AdamW, Brought, Data, Run, Schedule, TransferData
 from boxwise.data.cut import ViewSpec
 from boxwise.data.order import whole_batches
 from boxwise.data.paste import fewest
@@ -17,7 +18,7 @@ from boxwise.methods import detco, image_level, insloc, resim, scrl, soco
 from boxwise.methods.base import MethodConfig
 from boxwise.nn.encoder import RESNETS, EncoderConfig
 from boxwise.strict import Raw, SettingsError, keys, merge, nearest, plain, read
-from boxwise.transfer.detectors import rcnn
+from boxwise.transfer.detectors import c4, densepose, fcn16s, keypoint_rcnn, mask_rcnn, rcnn
 from boxwise.transfer.detectors.base import DetectorConfig
 from boxwise.transfer.evaluate import Measure
 
@@ -35,7 +36,16 @@ BuiltInMethod = Annotated[
     | image_level.SimSiamConfig,
     Field(discriminator="name"),
 ]
-BuiltInDetector = Annotated[rcnn.FasterRCNNFPN, Field()]
+BuiltInDetector = Annotated[
+    rcnn.FasterRCNNFPN
+    | mask_rcnn.MaskRCNNFPN
+    | keypoint_rcnn.KeypointRCNNFPN
+    | c4.FasterRCNNC4
+    | c4.MaskRCNNC4
+    | fcn16s.FCN16s
+    | densepose.DensePoseRCNN,
+    Field(discriminator="name"),
+]
 
 SHORT = {
     "batch_size": "run.batch_size",
@@ -224,6 +234,7 @@ class TransferRecipe(Configuration):
     run: Run = Run()
     data: TransferData = TransferData()
     measure: Measure = Measure()
+    weights: Brought = Brought()
 
     def kinds(self) -> dict[str, Any]:
         return {
@@ -233,6 +244,7 @@ class TransferRecipe(Configuration):
             "run": Run,
             "data": TransferData,
             "measure": Measure,
+            "weights": Brought,
         }
 
     def batches(self, images: int) -> float:
@@ -241,11 +253,16 @@ class TransferRecipe(Configuration):
 
     def widened(self, key: str, value: Any) -> Raw | None:
         if key == "image_size":
-            return {"detector": {"min_size": value, "max_size": value}}
+            only = {"min_size": value, "max_size": value, "train_sizes": [], "train_max_size": None}
+            return {"detector": only}
+        if key == "geodesics":
+            return {"measure": {"geodesics": str(value)}}
         return {"detector": {"backbone": value}} if key == "backbone" else None
 
     def conflicts(self) -> Iterator[str]:
-        yield from ()
+        file = self.measure.geodesics
+        if file is not None and not Path(file).is_file():
+            yield f"measure.geodesics: no file {file}"
 
 
 def lengths_and_batch(recipe: Configuration) -> Iterator[str]:
