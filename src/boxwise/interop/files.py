@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from boxwise.interop.keys import COUNTER, PARTS, MatchReport, State, arrange, detector_names, match
+from boxwise.interop.keys import (
+    COUNTER,
+    PARTS,
+    MatchReport,
+    State,
+    arrange,
+    detector_names,
+    match,
+    starts_at_c3,
+)
 
 MODEL, CARD = "model.safetensors", "config.json"
 ACCEPTED = "a run folder, its export folder, a .safetensors file, or a .pth of torchvision or timm"
@@ -55,6 +64,17 @@ class Weights:
     def std(self) -> tuple[float, float, float]:
         """RGB in 0..1 that inputs are normalised by; ImageNet's where the file does not say."""
         return _rgb(self.config, "std", IMAGENET_STD, self.source)
+
+    def only(self, parts: Collection[str] | None) -> Weights:
+        """As if nothing but these parts had been trained; none: all."""
+        if parts is None:
+            return self
+        kept = tuple(PARTS[part] for part in parts)
+        encoder = dict(self.config.get("encoder", {}))
+        if "fpn" not in parts:
+            encoder = {key: value for key, value in encoder.items() if not key.startswith("fpn")}
+        state = {name: tensor for name, tensor in self.state.items() if name.startswith(kept)}
+        return replace(self, state=state, config={**self.config, "encoder": encoder})
 
     def match(self, modules: Mapping[str, nn.Module]) -> MatchReport:
         """What `into` would do, without doing it."""
@@ -102,8 +122,10 @@ def load_weights(path: Path | str) -> Weights:
     what cannot be read, or holds numbers that are not finite.
     """
     file = find_model(Path(path))
-    state = detector_names(read_state(file))
-    return Weights(str(path), state, _card_beside(file))
+    held, card = read_state(file), _card_beside(file)
+    if starts_at_c3(held):
+        card = {**card, "encoder": {**card.get("encoder", {}), "fpn_levels": FPN_LEVELS[1:]}}
+    return Weights(str(path), detector_names(held), card)
 
 
 def find_model(path: Path) -> Path:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from boxwise.nn.pyramid import UpperLevels
+
 State = Mapping[str, Tensor]
 
 PARTS = {"backbone": "backbone.body.", "fpn": "backbone.fpn.", "head": "roi_heads.box_head."}
@@ -17,6 +19,9 @@ WRAPPERS = ("module.", "_orig_mod.")
 
 CLASSIFIER_END = ("fc.", "classifier.", "head.", "head_dist.", "norm.", "conv_head.", "bn2.")
 """What torchvision's and timm's classifiers have behind the last feature map: no detector takes it."""
+
+ABOVE = "backbone.fpn.extra_blocks."
+"""Levels above c5 that a pyramid of RetinaNet or FCOS adds. Such a pyramid starts at c3."""
 
 COUNTER = "num_batches_tracked"
 """A BatchNorm's count of batches: unused at its default momentum, absent in old files and frozen norms."""
@@ -46,6 +51,8 @@ class PartReport:
     partial: bool = False
     """Only some of the part was ever trained, as ReSim's two levels of an FPN: what the module has beyond it, and a
     bias where the module has a norm, is no loss."""
+    unused: tuple[str, ...] = ()
+    """In the weights, of levels that the module does not have: p2 of a detector whose pyramid starts at p3."""
 
     @property
     def share(self) -> float:
@@ -100,6 +107,9 @@ class MatchReport:
             if name not in self.promised:
                 yield f"{name:<{width}}  not in the weights: {p.wanted:,} parameters stay as they were"
                 continue
+            if not p.wanted:
+                yield f"{name:<{width}}  not used, there is no such part: {len(p.unexpected)} tensors"
+                continue
             counts = (
                 f"{len(p.matched):>7}  {len(p.missing):>7}  {len(p.unexpected):>10}  {len(p.mismatched):>10}"
             )
@@ -107,25 +117,33 @@ class MatchReport:
 
     def _names(self, most: int = 6) -> Iterator[str]:
         for name, part in self.parts.items():
-            if name not in self.promised:
+            if name not in self.promised or not part.wanted:
                 continue
-            for kind in ("missing", "unexpected", "mismatched"):
+            for kind in ("missing", "unexpected", "mismatched", "unused"):
                 found = getattr(part, kind)
                 more = f", and {len(found) - most} more" if len(found) > most else ""
+                says = "not used, there is no such level" if kind == "unused" else kind
                 if found:
-                    yield f"{name}, {kind}: {', '.join(found[:most])}{more}"
+                    yield f"{name}, {says}: {', '.join(found[:most])}{more}"
 
 
 def detector_names(state: State) -> dict[str, Tensor]:
     """`state` under the names of torchvision's detectors, with only the parts that pretraining hands over.
 
-    Takes our own files, torchvision's and timm's classifiers, torchvision's Faster R-CNN, and any of them
-    wrapped by DataParallel or torch.compile.
+    Takes our own files, torchvision's and timm's classifiers, torchvision's Faster R-CNN, RetinaNet and FCOS, and
+    any of them wrapped by DataParallel or torch.compile. Blocks of a pyramid are counted from the one above c2.
     """
     bare = {_unwrapped(name): tensor for name, tensor in state.items()}
+    if starts_at_c3(bare):
+        bare = {_counted_from_c2(n): t for n, t in bare.items() if not n.startswith(ABOVE)}
     if any(name.startswith(tuple(PARTS.values())) for name in bare):
         return {n: t for n, t in bare.items() if n.startswith(tuple(PARTS.values()))}
     return {PARTS["backbone"] + n: t for n, t in bare.items() if not n.startswith(CLASSIFIER_END)}
+
+
+def starts_at_c3(state: State) -> bool:
+    """Whether the weights are of a detector whose pyramid has no level above c2."""
+    return any(_unwrapped(name).startswith(ABOVE) for name in state)
 
 
 def match(
@@ -144,7 +162,9 @@ def match(
         given = arrange(state, part, modules)
         module = modules[part].state_dict() if part in modules else {}
         if given or module:
-            reports[part] = replace(_compare(given, module), partial=part in partial)
+            taker = modules.get(part)
+            below = taker.below if isinstance(taker, UpperLevels) else ()
+            reports[part] = replace(_compare(given, module, below), partial=part in partial)
     held = tuple(p for p in PARTS if any(n.startswith(PARTS[p]) for n in state))
     return MatchReport(source, reports, held)
 
@@ -162,14 +182,17 @@ def arrange(state: State, part: str, modules: Mapping[str, nn.Module]) -> dict[s
     return {name if name in own else dotted.get(name, name): tensor for name, tensor in given.items()}
 
 
-def _compare(given: State, module: State) -> PartReport:
+def _compare(given: State, module: State, below: tuple[str, ...]) -> PartReport:
+    """`below` is how names begin that the module is known not to have."""
     wanted = {n: t for n, t in module.items() if not n.endswith(COUNTER)}
     both = [n for n in wanted if n in given]
     matched = [n for n in both if given[n].shape == wanted[n].shape]
+    left = [n for n in given if n not in wanted and not n.endswith(COUNTER)]
     return PartReport(
         matched=tuple(matched),
         missing=tuple(n for n in wanted if n not in given),
-        unexpected=tuple(n for n in given if n not in wanted and not n.endswith(COUNTER)),
+        unexpected=tuple(n for n in left if not n.startswith(below)),
+        unused=tuple(n for n in left if n.startswith(below)),
         mismatched=tuple(
             f"{n} ({tuple(given[n].shape)}, {tuple(wanted[n].shape)})" for n in both if n not in set(matched)
         ),
@@ -185,6 +208,16 @@ def _numbers(state: State, names: Collection[str]) -> int:
 def _unwrapped(name: str) -> str:
     while name.startswith(WRAPPERS):
         name = name.split(".", 1)[1]
+    return name
+
+
+def _counted_from_c2(name: str) -> str:
+    """A block of a pyramid that starts at c3 under its name in a whole one; other names as they are."""
+    for kind in ("inner_blocks", "layer_blocks"):
+        before, found, after = name.partition(f"{PARTS['fpn']}{kind}.")
+        if found and not before:
+            number, dot, rest = after.partition(".")
+            return f"{found}{int(number) + 1}{dot}{rest}"
     return name
 
 

@@ -131,13 +131,18 @@ class Encoder(nn.Module):
 
     def forward(self, image: Image) -> Maps:
         """Every level by name. A side that a stride does not divide is rounded up."""
+        maps = self.trunk(image)
+        if self.fpn is None:
+            return maps
+        return maps | {_above(name): x for name, x in self.fpn(maps).items()}
+
+    def trunk(self, image: Image) -> Maps:
+        """The body's maps alone."""
         maps = self.body(image)
         maps = {name: maps[at] for name, at in self._at.items()}
         if self._rows_last:
             maps = {name: x.permute(0, 3, 1, 2) for name, x in maps.items()}
-        if self.fpn is None:
-            return maps
-        return maps | {_above(name): x for name, x in self.fpn(maps).items()}
+        return maps
 
 
 class ResNetBody(nn.Module):

@@ -1,4 +1,4 @@
-"""A feature pyramid that gives only some of its levels, as ReSim trains it."""
+"""Feature pyramids of only some levels: as ReSim trains one, and as detectors have one that starts at c3."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.misc import Conv2dNormActivation
 
 Map = Float[Tensor, "B _C _h _w"]
@@ -44,6 +45,26 @@ class PartialPyramid(nn.Module):
             if i in self.given:
                 found[names[i]] = self.layer_blocks[str(i)](above)
         return dict(reversed(found.items()))
+
+
+class UpperLevels(nn.Module):
+    """The convolutions of a pyramid above c3 to c5, under the names that they have in one above c2 to c5.
+
+    torchvision counts from a pyramid's first map: block 0 of one that starts at c3 is block 1 of a whole one.
+    Shares all weights with the pyramid it is made of, and computes nothing itself.
+    """
+
+    def __init__(self, fpn: FeaturePyramidNetwork, *, first: int = 1) -> None:
+        """`first` is the place in the whole pyramid of the map that `fpn` starts at."""
+        super().__init__()
+        self.inner_blocks = _from(first, fpn.inner_blocks)
+        self.layer_blocks = _from(first, fpn.layer_blocks)
+        self.below = tuple(f"{kind}.{i}." for kind in ("inner_blocks", "layer_blocks") for i in range(first))
+        """How names of the blocks begin that a whole pyramid has besides."""
+
+
+def _from(first: int, blocks: nn.ModuleList) -> nn.ModuleDict:
+    return nn.ModuleDict({str(i): block for i, block in enumerate(blocks, first)})
 
 
 def _block(

@@ -1,0 +1,146 @@
+"""RetinaNet (Lin et al., Focal Loss for Dense Object Detection, ICCV 2017) from torchvision's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection import retinanet as torchvisions
+from torchvision.ops import generalized_box_iou_loss
+
+from boxwise.config import settings
+from boxwise.shapes import Scalar
+from boxwise.transfer.detectors.base import Targets
+from boxwise.transfer.detectors.one_stage import (
+    GROUPS,
+    LevelAnchors,
+    OneStage,
+    OneStageDetector,
+    UpperPyramid,
+    assigned,
+    focal,
+)
+from boxwise.transfer.detectors.precision import exact
+
+
+@settings
+class RetinaNet(OneStage):
+    """RetinaNet with the settings of detectron2, on torchvision's parts, which differ in this:
+
+    - the loss of each image is divided by its own positive anchors, then averaged, where detectron2 divides the
+      sum over all images by a moving average of their count;
+    - a column of class scores for the background that no image has, kept for torchvision's names and labels;
+    - anchors in whole pixels;
+    - the thresholds of IoU for positive and negative anchors count `[0.4, 0.5)` as neither, as both do.
+
+    torchvision's `retinanet_resnet50_fpn` is `fpn_norm: none`, `p6_from: p5`, `smooth_l1_beta: 0` and 300
+    detections; its `_v2` is `fpn_norm: none`, `head_norm: gn`, `box_loss: giou` and 300 detections.
+    """
+
+    name: Literal["retinanet"] = "retinanet"
+    head_norm: Literal["none", "gn"] = "none"
+    """GroupNorm of 32 groups after each of the head's convolutions, or none."""
+    box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
+    """On what boxes are encoded as, or on the boxes themselves."""
+    smooth_l1_beta: float = 0.1
+    """Below it the loss is a square; 0: nowhere, as torchvision."""
+    positive_iou: float = 0.5
+    """An anchor is of the thing that it overlaps at least so much; each thing's best anchors are its own too."""
+    negative_iou: float = 0.4
+    """An anchor that overlaps all things less is of the background; those between do not count."""
+    anchor_sizes: tuple[int, int, int, int, int] | None = None
+    """Pixels, one for each of p3 to p7, each with two more at a third and two thirds of an octave; none: 32 to
+    512 at 800 px, halved for each halving of `min_size`, but never below 8 to 128."""
+
+    def anchors(self) -> tuple[int, ...]:
+        """Pixels, the first of each of p3 to p7."""
+        return self.anchor_sizes or tuple(round(32 * 2**level * self.shrink()) for level in range(5))
+
+    def problems(self, *, pretrained: bool) -> Iterator[str]:
+        yield from OneStage.problems(self, pretrained=pretrained)
+        yield from self.outside({"smooth_l1_beta": (0, 10), "positive_iou": (self.negative_iou, 1)})
+        yield from self.outside({"negative_iou": (0, 1)})
+        if self.head_norm == "gn":
+            yield from self.ungrouped()
+        if min(self.anchors()) < 1:
+            yield "detector.anchor_sizes: expected 1 or more"
+
+    def build(self, *, classes: int, mean: Sequence[float], std: Sequence[float]) -> OneStageDetector:
+        """Names and shapes are those of torchvision's `retinanet_resnet50_fpn` (or its `_v2`).
+
+        Called on its own the model takes float images in 0..1 and resizes them; boxwise resizes in workers and
+        calls its parts. `norm: sync` is built as BatchNorm: the training loop joins the devices.
+        """
+        backbone = UpperPyramid(self.encoder(), p6_from=self.p6_from)
+        sizes = tuple((s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))) for s in self.anchors())
+        anchors = LevelAnchors(sizes, ((0.5, 1.0, 2.0),) * 5)
+        each = anchors.num_anchors_per_location()[0]
+        model = RetinaNetDetector(
+            backbone,
+            classes + 1,
+            anchor_generator=anchors,
+            head=Head(self, each, classes + 1),
+            fg_iou_thresh=self.positive_iou,
+            bg_iou_thresh=self.negative_iou,
+            **self.options(mean, std),
+        )
+        return self.finished(model, mean, std)
+
+
+class RetinaNetDetector(torchvisions.RetinaNet, OneStageDetector):  # type: ignore[misc]
+    """torchvision's RetinaNet as one of our detectors."""
+
+    compute_loss: Any
+
+    def terms(
+        self, targets: Targets, outputs: dict[str, Tensor], anchors: list[Tensor], cells: list[int]
+    ) -> dict[str, Scalar]:
+        found: dict[str, Scalar] = self.compute_loss(targets, outputs, anchors)
+        return found
+
+
+class Head(torchvisions.RetinaNetHead):  # type: ignore[misc]
+    """torchvision's, with settings for its losses, and outputs never below float32."""
+
+    def __init__(self, config: RetinaNet, anchors: int, columns: int) -> None:
+        norm = partial(nn.GroupNorm, GROUPS) if config.head_norm == "gn" else None
+        super().__init__(config.fpn_channels, anchors, columns, norm_layer=norm)
+        self.config = config
+
+    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        return {name: exact(rows) for name, rows in super().forward(x).items()}
+
+    def compute_loss(
+        self,
+        targets: Targets,
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Scalar]:
+        config, places, matched = self.config, torch.stack(anchors), torch.stack(matched_idxs)
+        labels, boxes = assigned(targets, places, matched)
+        things = labels > 0
+        count = things.sum(1).clamp(min=1)
+        scores = focal(head_outputs["cls_logits"], labels, alpha=config.focal_alpha, gamma=config.focal_gamma)
+        counted = matched != self.classification_head.BETWEEN_THRESHOLDS
+        off = self._off(head_outputs["bbox_regression"], places, boxes)
+        return {
+            "classification": (torch.where(counted, scores, 0).sum(1) / count).mean(),
+            "bbox_regression": (torch.where(things, off, 0).sum(1) / count).mean(),
+        }
+
+    def _off(self, codes: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
+        """How far each anchor's box is off, (B, A)."""
+        coder: Any = self.regression_head.box_coder
+        flat = [rows.flatten(0, 1) for rows in (codes, anchors, boxes)]
+        if self.config.box_loss == "giou":
+            loss = generalized_box_iou_loss(coder.decode_single(flat[0], flat[1]), flat[2])
+        else:
+            truth = coder.encode_single(flat[2], flat[1])
+            beta = self.config.smooth_l1_beta
+            loss = F.smooth_l1_loss(flat[0], truth, beta=beta, reduction="none").sum(1)
+        return loss.view(codes.shape[:2])
