@@ -19,7 +19,7 @@ from boxwise.transfer.samples import target_size
 
 BAR = 80.0
 """Least AP50 of every kind that a detector finds, and least mIoU, on the images that it was trained on."""
-WATCHED = ("AP50", "mask_AP50", "kp_AP50", "mIoU")
+WATCHED = ("AP50", "mask_AP50", "kp_AP50", "gps_AP50", "gpsm_AP50", "mIoU")
 TINY, TINY_SHARE = 8.0, 0.1
 """Pixels a side of a box that a pyramid hardly sees, and the share of such boxes that is worth a word."""
 FALLEN = 0.5
