@@ -42,7 +42,9 @@ def test_every_recipe_is_on_its_page() -> None:
 
 def test_every_protocol_is_on_its_page() -> None:
     """Breaks when a protocol is added or changed and docs/protocols.md still says what was, or of another table."""
-    lines = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.*?) \| (.*?) \| (.*) \|$", page("protocols.md"), re.MULTILINE)
+    lines = re.findall(
+        r"^\| `(\w+)` \| `(\w+)` \| (.*?) \| (.*?) \| (.*) \|$", page("protocols.md"), re.MULTILINE
+    )
     told = {name: (detector, data, steps, used) for name, detector, data, steps, used in lines}
     assert [*told] == [f.__name__ for f in transfer.PROTOCOLS]
     for protocol in transfer.PROTOCOLS:

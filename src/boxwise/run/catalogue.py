@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from boxwise.nn.encoder import backbones
 from boxwise.recipes import pretrain as pretraining
+from boxwise.recipes import table_transfers as transfers
 from boxwise.recipes import tables
 from boxwise.recipes import transfer as transferring
 from boxwise.run.find import pretrain_recipe, transfer_recipe
@@ -30,7 +31,8 @@ def listing(what: Literal["recipes", "methods", "backbones", "tables"]) -> str:
     blocks = {
         "pretrain, published": pretraining.PUBLISHED,
         "pretrain, ours": pretraining.OURS,
-        "finetune": (*transferring.FAMILIES.values(), *transferring.PROTOCOLS),
+        "finetune, fitted to the data": transferring.FAMILIES.values(),
+        "finetune, published": transferring.PROTOCOLS,
     }
     lines = {title: {f.__name__: _first_line(f) for f in recipes} for title, recipes in blocks.items()}
     changed = {name: _place(row) for name, (row, _) in tables.derived().items()}
@@ -49,22 +51,25 @@ def _title(table: str) -> str:
 
 
 def _coverage() -> str:
-    """Per paper and table, how many rows start from weights that a recipe makes; and why others do not."""
-    starts = [(row, tables.start(row)) for row in tables.rows()]
+    """Per paper and table, how many rows can be run from images to figures; and why others cannot."""
+    told = [(row, tables.start(row).missing or transfers.finish(row).missing) for row in tables.rows()]
     blocks = [
-        "rows whose weights a recipe here makes, or that need none / rows in all; detectors are not counted"
+        "rows that recipes here run whole, from pretraining (or random weights) to the paper's figures / rows in all"
     ]
-    for paper in dict.fromkeys(row.paper for row, _ in starts):
-        of_paper = [(row.table, one.runs) for row, one in starts if row.paper == paper]
+    for paper in dict.fromkeys(row.paper for row, _ in told):
+        of_paper = [(row.table, missing is None) for row, missing in told if row.paper == paper]
         counts = {
-            _title(table): _ratio([r for t, r in of_paper if t == table])
+            _title(table): _ratio([runs for t, runs in of_paper if t == table])
             for table in dict.fromkeys(table for table, _ in of_paper)
         }
         blocks.append(f"{paper}  {_ratio([runs for _, runs in of_paper])}\n{_table(counts)}")
-    missing = Counter(one.missing for _, one in starts if one.missing is not None)
+    missing = Counter(why for _, why in told if why is not None)
     why = {reason: f"{count} rows" if count > 1 else "1 row" for reason, count in missing.most_common()}
-    total = _ratio([one.runs for _, one in starts])
-    return "\n\n".join([*blocks, f"no recipe\n{_table(why)}", f"in all  {total}"])
+    weights = sum(tables.start(row).runs for row, _ in told)
+    measured = sum(transfers.finish(row).runs for row, _ in told)
+    halves = f"weights of {weights} and figures of {measured} rows"
+    total = _ratio([missing is None for _, missing in told])
+    return "\n\n".join([*blocks, f"no recipe\n{_table(why)}", f"in all  {total} ({halves})"])
 
 
 def _ratio(runs: Sequence[bool]) -> str:

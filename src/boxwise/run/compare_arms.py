@@ -56,14 +56,14 @@ def open_arms(
         if word in (RANDOM, TORCHVISION):
             continue
         try:
-            arms[name] = _read(name, Path(word))
+            arms[name] = _read(name, Path(word), recipe)
         except ValueError as error:
             problems.append(str(error))
     if problems:
         raise ValueError("\n".join(problems))
     recipe = _one_shape(recipe, [arms[name] for name in names if name in arms], given)
     if TORCHVISION in words:
-        arms[TORCHVISION] = _read(TORCHVISION, hub_file(recipe.detector.backbone))
+        arms[TORCHVISION] = _read(TORCHVISION, hub_file(recipe.detector.backbone), recipe)
     if RANDOM in words:
         arms[RANDOM] = Arm(RANDOM)
     return [arms[name] for name in names], recipe
@@ -123,30 +123,35 @@ def refuse_misfits(arms: Sequence[Arm], recipe: TransferRecipe, *, classes: int)
     if impossible:
         raise SettingsError([*dict.fromkeys(impossible)])
     detector = recipe.detector.build(classes=classes, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    parts = detector.parts()
     brought: dict[str, list[str]] = {}
     problems: list[str] = []
     for arm in arms:
-        brought[arm.name] = [] if arm.weights is None else [*arm.weights.parts]
+        held = () if arm.weights is None else arm.weights.parts
+        brought[arm.name] = [part for part in held if part in parts]
         if arm.weights is None:
             continue
-        report = arm.weights.match(detector.parts())
+        report = arm.weights.match(parts)
         try:
-            report.require(arm.weights.parts)
+            report.require(brought[arm.name])
         except WeightsError:
             lost = [p for p in brought[arm.name] if p not in report.parts or not report.parts[p].complete]
+            what = (
+                f"{' and '.join(lost)} of these weights cannot fill"
+                if lost
+                else "none of these weights are in"
+            )
             problems.append(
-                f"{arm.weights.source}: {', '.join(lost or ['nothing'])} of these weights "
-                f"{'does' if len(lost) < 2 else 'do'} not fit the detector of this comparison "
-                f"({recipe.detector.name}, {recipe.detector.backbone}); compare weights of one shape, or set "
-                "--backbone to theirs"
+                f"{arm.weights.source}: {what} the detector of this comparison ({recipe.detector.name}, "
+                f"{recipe.detector.backbone}); compare weights of one shape, or set --backbone to theirs"
             )
     if problems:
         raise ValueError("\n".join(problems))
     return brought
 
 
-def _read(name: str, path: Path) -> Arm:
-    weights = load_weights(path)
+def _read(name: str, path: Path, recipe: TransferRecipe) -> Arm:
+    weights = load_weights(path).only(recipe.weights.parts)
     return Arm(name, weights, hashlib.blake2b(find_model(path).read_bytes(), digest_size=16).hexdigest())
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import distributed as dist
@@ -24,15 +24,16 @@ from boxwise.interop.files import IMAGENET_MEAN, IMAGENET_STD, Weights, load_wei
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.run.bad_images import BadImages
 from boxwise.run.draw import detections_sheet, write_picture
+from boxwise.run.draw_pixels import pixels_sheet
 from boxwise.run.find import saved, say, transfer_recipe
 from boxwise.run.fit import fitted_transfer
 from boxwise.run.overfit import few, verdict
 from boxwise.run.preflight import doubts, preflight, suspects
 from boxwise.strict import SettingsError, dump_yaml, plain
 from boxwise.transfer.detectors.base import Detector
-from boxwise.transfer.evaluate import metric_of, predict
-from boxwise.transfer.metrics import figures as measured
+from boxwise.transfer.evaluate import measured
 from boxwise.transfer.samples import DetectionBatch, TrainSamples, collate
+from boxwise.transfer.statistics import remeasured
 from boxwise.transfer.task import DetectionTask
 
 
@@ -55,8 +56,9 @@ def finetune(
 ) -> Path:
     """Trains the detector `recipe` on labelled `data` and measures it on the validation split; returns `out`.
 
-    `labels` is a share of the training images (a float) or a count (an int). With `weights`, the shape of the
-    backbone and FPN and the pixel statistics come from the weights; a setting that contradicts them is an error.
+    `labels` is a share of the training images (a float) or a count (an int), and stands above the recipe's. With
+    `weights`, the shape of the backbone and FPN and the pixel statistics come from the weights; a setting that
+    contradicts them is an error.
     `overfit` is a self-test: so many images are trained on and measured on; raises CannotLearn below its bar.
     """
     if labels is not None and overfit is not None:
@@ -64,8 +66,8 @@ def finetune(
     settings = dict(settings or {})
     found = transfer_recipe(recipe, config=config, settings=settings)
     given = found.given
-    pretrained = None if weights is None else load_weights(weights)
-    resolved = found.recipe
+    resolved = found.recipe if labels is None else found.recipe.changed({"data.labels": labels})
+    pretrained = None if weights is None else load_weights(weights).only(resolved.weights.parts)
     if pretrained is not None:
         resolved = adopted(resolved, pretrained, given)
     if impossible := list(resolved.detector.problems(pretrained=pretrained is not None)):
@@ -74,7 +76,7 @@ def finetune(
         train, test = labelled_splits(
             data, images=images, val=val, max_value=resolved.data.max_value, extras=fields(resolved)
         )
-        train = training_set(choose(train, labels, seed=resolved.run.seed), resolved.data)
+        train = training_set(choose(train, resolved.data.labels, seed=resolved.run.seed), resolved.data)
     else:
         train = test = few(data, overfit, resolved, images=images, extras=fields(resolved))
     changes = [*found.changes]
@@ -136,6 +138,8 @@ def adopted(recipe: TransferRecipe, weights: Weights, given: Collection[str]) ->
     theirs = {key: encoder[key] for key in ("backbone", "fpn_channels", "fpn_norm") if key in encoder}
     if not encoder.get("fpn"):
         theirs = {key: theirs[key] for key in theirs if key == "backbone"}
+    if weights.partial:
+        theirs.pop("fpn_norm", None)  # its other levels are new, with norms or without
     ours = plain(recipe.detector)
     theirs = {key: value for key, value in theirs.items() if key in ours}
     wrong = [
@@ -168,13 +172,14 @@ def run_transfer(
     preflight(train, test, extras=recipe.detector.extras())
     torch.manual_seed(run.seed)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if weights is None else (weights.mean, weights.std)
-    detector = recipe.detector.build(classes=len(train.categories), mean=mean, std=std)
+    classes = recipe.detector.classes(train)
+    detector = recipe.detector.build(classes=len(classes), mean=mean, std=std)
     report = None
     if weights is not None:
         report = weights.into(detector.parts())
         if leads():
             print(report, file=sys.stderr)
-        report.require(weights.parts)
+        report.require(part for part in weights.parts if part in detector.parts())
     data = {
         "images": len(train),
         "fingerprint": train.fingerprint(),
@@ -198,19 +203,23 @@ def run_transfer(
         folder.write("match.txt", f"{report}\n" if report is not None else "random weights\n")
         for doubt in doubts(train, test):
             folder.tell(doubt)
-        bad = BadImages(folder, train)
+        bad, task, total = BadImages(folder, train), DetectionTask(detector), recipe.steps(len(train))
         done = fit(
-            DetectionTask(detector),
-            _loads(recipe, train, bad),
+            task,
+            _loads(recipe, train, bad, total=total),
             optimiser=recipe.optim,
             schedule=recipe.schedule,
             run=run,
             steps_per_epoch=recipe.steps_per_epoch(len(train)),
-            total=recipe.steps(len(train)),
+            total=total,
             folder=folder,
             resume=resume,
             sync_norm=recipe.detector.norm == "sync",
         )
+        if more := recipe.measure.precise_bn:  # the batches that would come next
+            after = _loads(recipe, train, bad, total=total + more)(total)
+            count = remeasured(task.module, after, precision=_precision(recipe, device_of(run.device)))
+            folder.tell(f"statistics of {count} norms measured anew on {more} batches")
         bad.close()
         if folder.writes:
             _keep(folder.path, detector, recipe, train, mean, std)
@@ -228,28 +237,34 @@ def measure(
     `seconds` of training, to which the time of the measurement is added.
     """
     began, device = time.perf_counter(), device_of(recipe.run.device)
-    found = predict(
+    found = measured(
         detector,
         test,
         config=recipe.detector,
+        measure=recipe.measure,
         batch_size=recipe.run.batch_size,
         device=device,
-        precision="bf16" if dtype_of(recipe.run.precision, device) == torch.bfloat16 else "fp32",
+        precision=_precision(recipe, device),
     )
-    metric = metric_of(recipe.measure, test)
-    figures = measured(metric, test.coco(), found, kinds=recipe.detector.measured())
     seconds += time.perf_counter() - began
-    results = {**figures, "images": len(test), "seconds": round(seconds, 1)}
-    write_text(folder / "detections.json", json.dumps(found))
+    results = {**found.figures, "images": len(test), "seconds": round(seconds, 1)}
+    write_text(folder / "detections.json", json.dumps(found.results))
     write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
-    write_picture(detections_sheet(test, found, count=6), folder / "figures" / "detections.png")
+    sheet = (
+        pixels_sheet(test, found.pixels) if found.pixels else detections_sheet(test, found.results, count=6)
+    )
+    write_picture(sheet, folder / "figures" / "detections.png")
     return results
 
 
+def _precision(recipe: TransferRecipe, device: torch.device) -> Literal["fp32", "bf16"]:
+    return "bf16" if dtype_of(recipe.run.precision, device) == torch.bfloat16 else "fp32"
+
+
 def _loads(
-    recipe: TransferRecipe, train: Labelled, bad: BadImages
+    recipe: TransferRecipe, train: Labelled, bad: BadImages, *, total: int
 ) -> Callable[[int], Iterable[DetectionBatch]]:
-    """Batches of this rank from any step on. Few images are passed over again and again without a gap."""
+    """Batches of this rank from any step up to `total`. Few images are passed over again and again without a gap."""
     run, threshold = recipe.run, recipe.data.repeat_threshold
     kind: Callable[..., Sampler] = Sampler
     if threshold is not None:
@@ -262,7 +277,7 @@ def _loads(
             run.batch_size,
             run.seed,
             start,
-            recipe.steps(len(train)),
+            total,
             run.accumulate,
             dist.get_rank() if met else 0,
             dist.get_world_size() if met else 1,
@@ -295,6 +310,7 @@ def _keep(
         "detector": plain(recipe.detector),
         "measure": plain(recipe.measure),
         "categories": categories,
+        "classes": [*recipe.detector.classes(train)],
         "mean": [*mean],
         "std": [*std],
     }
