@@ -114,7 +114,7 @@ def test_a_bare_file_of_another_backbone_is_refused_before_training(tmp_path: Pa
     write_state(tmp_path / "bare", torchvision.models.resnet18(weights=None).state_dict(), {})
     (tmp_path / "bare" / "config.json").unlink()
     arms, shared = open_arms(["random", tmp_path / "bare"], *recipe(backbone="test_resnet"))
-    with pytest.raises(ValueError, match="backbone of these weights does not fit the detector") as error:
+    with pytest.raises(ValueError, match="backbone of these weights cannot fill the detector") as error:
         refuse_misfits(arms, shared, classes=2)
     assert "test_resnet" in str(error.value) and "\n" not in str(error.value)
 
