@@ -184,8 +184,8 @@ class Compare:
     """random, runs, export folders or weights files, and torchvision: your own cached file of it."""
     out: Path
     """The folder for lock, runs, results.json and compare.html."""
-    labels: Annotated[tuple[str, ...], arg(metavar="SHARE|COUNT ...")] = ("1.0",)
-    """Shares (0.1) or counts (100) of the labelled images."""
+    labels: Annotated[tuple[str, ...], arg(metavar="SHARE|COUNT ...")] = ()
+    """Shares (0.1) or counts (100) of the labelled images; all of them, unless the recipe says otherwise."""
     seeds: int = 3
     """Runs of each start at each share, from run.seed up."""
     detector: Named = "faster_rcnn_fpn"
@@ -486,7 +486,7 @@ def _compare(a: Compare, overrides: dict[str, Any]) -> None:
     from boxwise.run.compare_results import as_table
 
     flags = {field.name: getattr(a, field.name) for field in dataclasses.fields(Compare)}
-    flags["labels"] = [_amount(text) for text in a.labels]
+    flags["labels"] = [_amount(text) for text in a.labels] or None
     compare(**flags, settings=overrides, after_run=write_comparison)
     if not a.dry_run:
         print(as_table(json.loads((a.out / RESULTS).read_text())))
