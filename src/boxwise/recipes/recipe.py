@@ -18,7 +18,7 @@ from boxwise.methods import detco, image_level, insloc, resim, scrl, soco
 from boxwise.methods.base import MethodConfig
 from boxwise.nn.encoder import RESNETS, EncoderConfig
 from boxwise.strict import Raw, SettingsError, keys, merge, nearest, plain, read
-from boxwise.transfer.detectors import c4, densepose, fcn16s, keypoint_rcnn, mask_rcnn, rcnn
+from boxwise.transfer.detectors import c4, densepose, fcn16s, fcos, keypoint_rcnn, mask_rcnn, rcnn, retinanet
 from boxwise.transfer.detectors.base import DetectorConfig
 from boxwise.transfer.evaluate import Measure
 
@@ -42,6 +42,8 @@ BuiltInDetector = Annotated[
     | keypoint_rcnn.KeypointRCNNFPN
     | c4.FasterRCNNC4
     | c4.MaskRCNNC4
+    | retinanet.RetinaNet
+    | fcos.FCOS
     | fcn16s.FCN16s
     | densepose.DensePoseRCNN,
     Field(discriminator="name"),
