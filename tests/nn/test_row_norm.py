@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from boxwise.nn.row_norm import RowNorm, only_kept, whitened
+from boxwise.nn.row_norm import RowNorm, inverse_root, only_kept, whitened
 
 KEEP = torch.tensor([True, False, True, True, False, True, True])
 
@@ -106,6 +108,27 @@ def test_whitened_rows_are_uncorrelated_and_padding_has_no_say() -> None:
     torch.testing.assert_close(out.T @ out / len(out), torch.eye(4), atol=1e-3, rtol=0)
     mixed[~keep] = 1e3
     torch.testing.assert_close(whitened(mixed, keep, ridge=0.0)[keep], out, atol=1e-4, rtol=0)
+
+
+def test_whitened_rows_are_the_nearest_there_are() -> None:
+    """Breaks when rows are turned too, as a Cholesky factor does: then a target means another thing in each batch."""
+    generator = torch.Generator().manual_seed(1)
+    mixed = torch.randn(200, 6, generator=generator) @ torch.randn(6, 6, generator=generator)
+    values, vectors = torch.linalg.eigh(torch.cov(mixed.T, correction=0))
+    expected = (mixed - mixed.mean(0)) @ vectors @ torch.diag(values.rsqrt()) @ vectors.T
+    out = whitened(mixed, torch.ones(200, dtype=torch.bool), ridge=0.0)
+    torch.testing.assert_close(out, expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("least", [1.0, 1e-2, 1e-6])
+def test_the_inverse_root_holds_where_eigenvalues_are_far_apart(least: float) -> None:
+    """Breaks with too few steps, which leave small eigenvalues too small, or an unstable form, which blows up."""
+    turn, _ = torch.linalg.qr(
+        torch.randn(8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    )
+    values = torch.logspace(0, math.log10(least), 8, dtype=torch.float64)
+    found = inverse_root(7 * (turn * values) @ turn.T)
+    torch.testing.assert_close(found, (turn * (7 * values).rsqrt()) @ turn.T, atol=1e-9, rtol=1e-6)
 
 
 def test_whitening_keeps_what_a_batch_hardly_holds_small() -> None:
