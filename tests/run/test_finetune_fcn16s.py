@@ -46,7 +46,7 @@ def test_a_run_is_measured_by_mean_iou(
     assert load_detector(out).model.classifier[-1].out_channels == len(classes)
     assert json.loads((out / "detections.json").read_text()) == []
     width, height = Image.open(out / "figures" / "detections.png").size
-    assert (width, height) == (3 * (64 + 12), 2 * (64 + 6) + 6), "truth above what was found, of three images"
+    assert (width, height) == (3 * (64 + 6), 2 * (64 + 6)), "truth above what was found, of three images"
     capsys.readouterr()
     assert (
         main(["evaluate", str(out), "--data", str(data), "--device", "cpu", "--batch-size", "4", "--json"])

@@ -11,16 +11,15 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
 from boxwise.data.targets import Labelled
-from boxwise.run.draw import SHEET_SIDE, framed, overlaid
+from boxwise.run.draw import GAP, SHEET_SIDE, framed, overlaid
 
 BACKGROUND = "background"
-"""The class that is drawn as the picture itself, where a set has one."""
+"""What painting outlines leaves."""
 
 
 def pixels_sheet(labelled: Labelled, found: Sequence[UInt8[Tensor, "_H _W"]]) -> UInt8[Tensor, "3 _h _w"]:
     """The first images, as many as `found` tells of: truth above, what was found below, each class in its colour."""
     names = labelled.semantic_names
-    background = 0 if names[0] == BACKGROUND else None
     columns = []
     for i, classes in enumerate(found):
         pixels, _ = labelled.read(i)
@@ -32,10 +31,15 @@ def pixels_sheet(labelled: Labelled, found: Sequence[UInt8[Tensor, "_H _W"]]) ->
                 small,
                 F.interpolate(one[None, None], size, mode="nearest-exact")[0, 0],
                 count=len(names),
-                background=background,
+                background=background(names),
             )
             for one in (labelled.semantic(i), classes)
         ]
         columns.append(torch.cat([framed(p, size[0], size[1]) for p in pair], dim=1))
     height = max(c.shape[1] for c in columns)
-    return torch.cat([framed(c, height, c.shape[2]) for c in columns], dim=2)
+    return torch.cat([framed(c, height - GAP, c.shape[2] - GAP) for c in columns], dim=2)
+
+
+def background(names: Sequence[str]) -> int | None:
+    """The class that is drawn as the picture itself, where there is one."""
+    return 0 if names[0] == BACKGROUND else None

@@ -27,6 +27,8 @@ class SavedDetector:
     categories: tuple[Category, ...]
     """In the order of labels."""
     measure: Measure
+    classes: tuple[str, ...]
+    """What it tells apart: the categories, and with the background where that is a class."""
 
 
 def evaluate(
@@ -68,10 +70,11 @@ def load_detector(run: Path) -> SavedDetector:
         raise ValueError(f"{run}: holds no detector; name a folder that boxwise finetune wrote")
     config: DetectorConfig = read(BuiltInDetector, card["detector"], at="detector")
     categories = tuple(Category.of(c) for c in card["categories"])
-    classes = card.get("classes", categories)
+    classes = tuple(card.get("classes", [category.name for category in categories]))
     model = config.build(classes=len(classes), mean=card["mean"], std=card["std"])
     model.load_state_dict(read_state(file))
-    return SavedDetector(model, config, categories, read(Measure, card.get("measure", {}), at="measure"))
+    measure: Measure = read(Measure, card.get("measure", {}), at="measure")
+    return SavedDetector(model, config, categories, measure, classes)
 
 
 def as_table(figures: Mapping[str, Any]) -> str:

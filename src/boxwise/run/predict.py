@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,11 +27,12 @@ from boxwise.run.bad_images import BadImages
 from boxwise.run.draw import SURE, drawn, encoded, found_things
 from boxwise.run.evaluate import SavedDetector, load_detector
 from boxwise.run.picture_names import picture_names
+from boxwise.run.predict_pixels import CLASSES, write_classes
 from boxwise.strict import dump_yaml, plain
-from boxwise.transfer.detectors.base import DetectorConfig
+from boxwise.transfer.detectors.base import DetectorConfig, Targets
 from boxwise.transfer.evaluate import detections
 from boxwise.transfer.results import Result, results
-from boxwise.transfer.samples import Sample, collate, unlabelled
+from boxwise.transfer.samples import DetectionBatch, Sample, collate, unlabelled
 
 KIND = "predict"
 DETECTIONS, PICTURES = "detections.json", "pictures"
@@ -64,7 +65,8 @@ def predict(
 ) -> Path:
     """Runs the detector of `run` over all images of `data`, which need no labels; returns `out`/detections.json.
 
-    Kept are detections with a score of at least `threshold`. With `pictures`, the first `max_drawn` images (all,
+    A detector that tells pixels apart leaves `out`/classes instead. Kept are detections with a score of at least
+    `threshold`. With `pictures`, the first `max_drawn` images (all,
     unless told) are drawn at their own size below `out`/pictures. `bad_images` says whether a file that cannot be
     read is left out and listed, or ends the run. Raises ValueError with the mend before anything is written
     where run, images, settings or `out` do not allow it.
@@ -84,18 +86,22 @@ def predict(
         out, kind=KIND, config=dump_yaml(asked), data=facts, seed=0, overwrite=overwrite
     ) as folder:
         bad = BadImages(folder, source, limit=1.0, then="left out")
-        ids = image_ids(Path(data), len(source))
-        found = find(
+        looked = looked_at(
             saved,
             source,
-            ids,
-            threshold=threshold,
             batch_size=batch_size,
             device=where,
             workers=workers,
             bad_images=bad_images,
             bad=bad,
         )
+        if "semantic" in saved.config.kinds():
+            count = write_classes(looked, source, saved.classes, out, most=max_drawn if pictures else 0)
+            bad.close()
+            folder.record(read=count)
+            return out / CLASSES
+        ids = image_ids(Path(data), len(source))
+        found = find(looked, ids, saved.categories, threshold=threshold)
         write_text(out / DETECTIONS, json.dumps(as_coco(found, source, ids, saved.categories)))
         if pictures:
             draw(found, source, saved.categories, out / PICTURES, most=max_drawn, workers=workers, bad=bad)
@@ -104,20 +110,17 @@ def predict(
     return out / DETECTIONS
 
 
-def find(
+def looked_at(
     saved: SavedDetector,
     source: Images,
-    ids: Sequence[int],
     *,
-    threshold: float,
     batch_size: int,
     device: torch.device,
     workers: int,
     bad_images: Literal["error", "skip"],
     bad: BadImages,
-) -> Found:
-    """Detections on every image that can be read, workers decoding ahead of the device."""
-    found = Found()
+) -> Iterator[tuple[Targets, DetectionBatch]]:
+    """What is found in every image that can be read, workers decoding ahead of the device."""
     sample = partial(_sample, source, saved.config)
     batches = Ahead(
         EachReadable(sample, collate, bad_images),
@@ -130,14 +133,27 @@ def find(
     readable = (batch for batch in batches if batch is not None)
     with ImageDisplay(KIND, start=0, total=len(source)) as display:
         for one, batch in detections(saved.model, readable, device=device, precision=precision):
-            place = dict(zip((ids[index] for index in batch.index), batch.index, strict=True))
-            found.sizes |= dict(zip(batch.index, batch.sources, strict=True))
-            listed = results(one, batch, images=[*place], categories=saved.categories, sure=threshold)
-            for result in listed:
-                found.results.setdefault(place[result["image_id"]], []).append(result)
+            yield one, batch
             done = batch.index[-1] + 1
             display.advance(done)
             display.show(done, {})
+
+
+def find(
+    looked: Iterable[tuple[Targets, DetectionBatch]],
+    ids: Sequence[int],
+    categories: Sequence[Category],
+    *,
+    threshold: float,
+) -> Found:
+    """Detections in COCO's form; `ids` are those of all images of the set."""
+    found = Found()
+    for one, batch in looked:
+        place = dict(zip((ids[index] for index in batch.index), batch.index, strict=True))
+        found.sizes |= dict(zip(batch.index, batch.sources, strict=True))
+        listed = results(one, batch, images=[*place], categories=categories, sure=threshold)
+        for result in listed:
+            found.results.setdefault(place[result["image_id"]], []).append(result)
     return found
 
 
