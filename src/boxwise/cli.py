@@ -216,6 +216,8 @@ class Evaluate:
     """The folder that the file names of a COCO json start from."""
     metric: Literal["auto", "coco", "voc", "voc07", "lvis", "cityscapes"] | None = None
     """Whose rules: the run's own, unless told; voc07 takes VOC's eleven points."""
+    geodesics: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Distances along the body's surface, for GPS and GPSm of DensePose: the run's own, unless told."""
     json: bool = False
     """Print the figures as JSON."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -504,7 +506,13 @@ def _evaluate(a: Evaluate, overrides: dict[str, Any]) -> None:
     from boxwise.run.evaluate import as_table, evaluate
 
     figures = evaluate(
-        a.run, a.data, images=a.images, metric=a.metric, device=a.device, batch_size=a.batch_size
+        a.run,
+        a.data,
+        images=a.images,
+        metric=a.metric,
+        geodesics=a.geodesics,
+        device=a.device,
+        batch_size=a.batch_size,
     )
     print(json.dumps(figures) if a.json else as_table(figures))
 
