@@ -265,6 +265,8 @@ class TransferRecipe(Configuration):
         file = self.measure.geodesics
         if file is not None and not Path(file).is_file():
             yield f"measure.geodesics: no file {file}"
+        if self.measure.precise_bn < 0:
+            yield f"measure.precise_bn: expected 0 or more, got {self.measure.precise_bn}"
 
 
 def lengths_and_batch(recipe: Configuration) -> Iterator[str]:

@@ -218,7 +218,8 @@ def run_transfer(
         )
         if more := recipe.measure.precise_bn:  # the batches that would come next
             after = _loads(recipe, train, bad, total=total + more)(total)
-            count = remeasured(task.module, after, precision=_precision(recipe, device_of(run.device)))
+            precision = _precision(recipe, device_of(run.device))
+            count = remeasured(task.module, after, seed=run.seed, step=total, precision=precision)
             folder.tell(f"statistics of {count} norms measured anew on {more} batches")
         bad.close()
         if folder.writes:
