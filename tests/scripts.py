@@ -15,6 +15,7 @@ def script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"{name}_benchmark", FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # where dataclasses look for the names in their annotations
     sys.path.insert(0, str(FOLDER))
     try:
         spec.loader.exec_module(module)
