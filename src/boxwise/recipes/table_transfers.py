@@ -95,7 +95,7 @@ LAYOUTS: Mapping[str, str] = {
     "coco": "a COCO root: instances_{train,val}2017.json, person_keypoints_* for keypoints",
     "cityscapes": "leftImg8bit/ and gtFine/ in one folder",
     "lvis": "lvis_v1_{train,val}.json beside COCO's train2017/ and val2017/",
-    "densepose": "a COCO root: densepose_*2014.json, with train2014/ and val2014/; --geodesics FILE to measure surfaces",
+    "densepose": "a COCO root: densepose_*2014.json, train2014/ and val2014/; --geodesics FILE for its figures",
 }
 """By the first word of a protocol's name."""
 PROBED = ("ImageNet_", "SVM_", "VOC07_SVM", "RoI_linear", "Cls_linear", "Loc_linear", "linear_")
