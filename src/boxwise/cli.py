@@ -35,7 +35,7 @@ class Show:
     recipe: Positional[Named]
     """A method (scrl), a published run (scrl_r50_200ep), or FILE.py:FUNCTION."""
     data: str
-    """A folder of images, a list file, a COCO root, or a COCO json with --images."""
+    """A folder of images, a list file, a root of COCO or another layout, or a COCO json with --images."""
     out: Path
     """The picture to write, PNG or JPEG."""
     images: Place = None
@@ -82,7 +82,7 @@ class Proposals:
     """
 
     data: Positional[Annotated[str, arg(metavar="PATH")]]
-    """A folder of images, a list file, a COCO root, or a COCO json with --images."""
+    """A folder of images, a list file, a root of COCO or another layout, or a COCO json with --images."""
     out: Path
     """The file to write."""
     method: Literal["selective-search", "random", "grid", "coco-json"] = "selective-search"
@@ -109,7 +109,7 @@ class CheckProposals:
     file: Positional[Annotated[Path, arg(metavar="FILE")]]
     """What `boxwise proposals` wrote."""
     data: str
-    """The images: a folder, a list file, a COCO root, or a COCO json with --images."""
+    """The images: a folder, a list file, a root of COCO or another layout, or a COCO json with --images."""
     images: Place = None
     """The folder that the file names of a COCO json start from."""
 
@@ -141,7 +141,8 @@ class Pretrain(Training):
     recipe: Positional[Named]
     """A method (scrl: fitted to the images and the device), a published run (scrl_r50_200ep), or FILE.py:FUNCTION."""
     data: str
-    """A folder of images (nested, no labels needed), a list file, a COCO root, or a COCO json with --images."""
+    """A folder of images (nested, no labels needed), a list file, a root of COCO or another layout, or a COCO json
+    with --images."""
     out: Path
     """The run folder: weights come to rest in OUT/export."""
     init: Place = None
@@ -160,7 +161,7 @@ class Finetune(Training):
     recipe: Positional[Named]
     """A detector (faster_rcnn_fpn: as long as the data asks for) or FILE.py:FUNCTION."""
     data: str
-    """A COCO root, or a COCO json with --images and --val."""
+    """A root of COCO, LVIS, VOC or Cityscapes, a YOLO data.yaml, or a COCO json with --images and --val."""
     weights: Place = None
     """A pretraining run, its export folder, or a weights file of ours, torchvision's or timm's."""
     val: Place = None
@@ -179,7 +180,7 @@ class Compare:
     """
 
     data: str
-    """A COCO root, or a COCO json with --images and --val."""
+    """A root of COCO, LVIS, VOC or Cityscapes, a YOLO data.yaml, or a COCO json with --images and --val."""
     init: Annotated[tuple[str, ...], arg(metavar="START ...")]
     """random, runs, export folders or weights files, and torchvision: your own cached file of it."""
     out: Path
@@ -211,7 +212,7 @@ class Evaluate:
     run: Positional[Annotated[Path, arg(metavar="RUN")]]
     """A folder that `boxwise finetune` wrote."""
     data: str
-    """A COCO root, or a COCO json with --images."""
+    """A root of COCO, LVIS, VOC or Cityscapes, a YOLO data.yaml, or a COCO json with --images."""
     images: Place = None
     """The folder that the file names of a COCO json start from."""
     metric: Literal["auto", "coco", "voc", "voc07", "lvis", "cityscapes"] | None = None
