@@ -10,7 +10,9 @@ from torchvision.ops import FrozenBatchNorm2d
 from boxwise.interop.files import load_weights, save_weights
 from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.heads import box_head
+from boxwise.transfer.detectors.fcos import FCOS
 from boxwise.transfer.detectors.rcnn import FasterRCNNFPN
+from boxwise.transfer.detectors.retinanet import RetinaNet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = {"backbone": "resnet18", "fpn_channels": 32, "min_size": 96, "max_size": 160}
@@ -118,7 +120,8 @@ def test_nothing_is_downloaded(backbone: str, no_network: None, tmp_path, monkey
     with torch.device("meta"):  # names and shapes without numbers: quick
         build_encoder(EncoderConfig(backbone=backbone))
         build_encoder(EncoderConfig(backbone=backbone, fpn=True))
-        FasterRCNNFPN(backbone=backbone).build(classes=3, mean=MEAN, std=STD)
+        for config in (FasterRCNNFPN, RetinaNet, FCOS):
+            config(backbone=backbone).build(classes=3, mean=MEAN, std=STD)
     assert not any(tmp_path.rglob("*.*"))
 
 
