@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models.detection.image_list import ImageList
 
-from boxwise.data.targets import Labelled, open_labelled
+from boxwise.data.targets import Category, Labelled, open_labelled
 from boxwise.interop.files import load_weights, save_weights
 from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.transfer.detectors.base import Detector, Targets
@@ -274,3 +274,25 @@ def test_problems_are_named() -> None:
     keys = {line.split(":")[0] for line in bad.problems(pretrained=False)}
     assert keys == {"detector.scales", "detector.crop", "detector.width", "detector.dilation"}
     assert not [*FCN16s().problems(pretrained=False)]
+
+
+def test_truth_without_outlines_is_no_truth(painted: Labelled, tmp_path: Path) -> None:
+    """Breaks when an image whose things have boxes alone counts as all background."""
+    table = json.loads(painted.table.file.read_text())
+    for annotation in table["annotations"]:
+        del annotation["segmentation"]
+    (tmp_path / "boxes.json").write_text(json.dumps(table))
+    boxes = open_labelled(
+        tmp_path / "boxes.json", split="val", images=painted.table.folder, extras=CONFIG.extras()
+    )
+    with pytest.raises(ValueError, match=r"boxes.json: none of its annotations has an outline"):
+        measured(Oracle([]), boxes, config=CONFIG, measure=Measure())
+
+
+def test_more_classes_than_bytes_are_refused(painted: Labelled) -> None:
+    """Breaks when class 300 is learned as class 44."""
+    many = tuple(Category(k, f"c{k}") for k in range(1, 256))
+    crowded = replace(painted, table=replace(painted.table, categories=many))
+    with pytest.raises(ValueError, match="256 classes, the background among them; fcn16s tells at most 255"):
+        CONFIG.classes(crowded)
+    assert CONFIG.classes(painted) == ("background", "one", "two")

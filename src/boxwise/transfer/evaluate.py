@@ -26,7 +26,9 @@ from boxwise.transfer.task import Detection
 
 SHOWN = 6
 """Images whose classes of pixels are kept, to be drawn."""
-BOXES_ALONE = "surfaces were found and not measured: GPS and GPSm need --geodesics FILE, distances along the body"
+BOXES_ALONE = (
+    "surfaces were found and not measured: GPS and GPSm need --geodesics FILE, distances along the body"
+)
 
 
 @settings
@@ -144,6 +146,11 @@ def pixel_classes_in(scores: Float[Tensor, "K h w"], source: tuple[int, int]) ->
 
 def _by_pixel(labelled: Labelled, found: Iterable[tuple[Targets, DetectionBatch]]) -> Measured:
     """Pixels of all images counted in one table, at the size of their sources."""
+    outlines = labelled.table.extras.get("segmentation", ())
+    if labelled.format != "cityscapes" and all(text == "null" for text in outlines):
+        raise ValueError(
+            f"{labelled.table.file}: none of its annotations has an outline: classes of pixels cannot be measured"
+        )
     names = labelled.semantic_names
     confusion: Confusion | None = None
     shown: list[Tensor] = []

@@ -45,11 +45,11 @@ CONVS = 8
 LISTS: dict[str, tuple[float, float]] = {
     "dp_x": (0, 256),
     "dp_y": (0, 256),
-    "dp_I": (1, PARTS),
-    "dp_U": (0, 1),
-    "dp_V": (0, 1),
+    "dp_I": (0, PARTS),
+    "dp_U": (-0.01, 1.01),
+    "dp_V": (-0.01, 1.01),
 }
-"""What an annotation lists of its points, and the range of each."""
+"""What an annotation lists of its points, and the range of each, with room for rounding."""
 
 
 class DensePoseHeads(BoxHeads):
@@ -195,8 +195,8 @@ class DensePoseRCNN(OnPyramid):
             if wrong := _wrong(json.loads(text) or {}):
                 raise ValueError(
                     f"{labelled.table.file}: annotation {labelled.table.rows[row]} in the order of the json: {wrong}; "
-                    "expected dp_x and dp_y from 0 to 255 across the box, dp_I from 1 to 24, dp_U and dp_V from 0 to "
-                    "1, one of each a point, and dp_masks, RLE of 256 x 256 or [] of 14 parts"
+                    "expected dp_x and dp_y from 0 to 255 across the box, dp_I from 1 to 24 (0: ground), dp_U and "
+                    "dp_V from 0 to 1, one of each a point, and dp_masks, RLE of 256 x 256 or [] of 14 parts"
                 )
         return OnPyramid.classes(self, labelled)
 

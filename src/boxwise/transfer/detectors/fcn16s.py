@@ -65,7 +65,14 @@ class FCN16s(DetectorConfig):
         return ("semantic",)
 
     def classes(self, labelled: Labelled) -> tuple[str, ...]:
-        return labelled.semantic_names
+        """Raises ValueError for more classes than bytes can number."""
+        names = labelled.semantic_names
+        if len(names) > IGNORED:
+            raise ValueError(
+                f"{labelled.table.file}: {len(names)} classes, the background among them; fcn16s tells at most "
+                f"{IGNORED} apart: train a detector of boxes or masks, or join categories"
+            )
+        return names
 
     def jitter(self) -> Jitter:
         return Jitter(self.scales, self.crop)

@@ -9,8 +9,9 @@ As loops, over boxes b that lie well on an annotated person, cells of their maps
             if point lies in b:
                 at = the maps of b, between the four cells around the point
                 part_total -= log_softmax(at.part)[point.part]
-                u_total += smooth_l1(at.u[point.part] - point.u)
-                v_total += smooth_l1(at.v[point.part] - point.v)
+                if point.part > 0:
+                    u_total += smooth_l1(at.u[point.part] - point.u)
+                    v_total += smooth_l1(at.v[point.part] - point.v)
     losses = 5 body_total / cells of all boxes, 1 part_total / points, .01 u_total, .01 v_total
 
 The weights are detectron2's, and so are the sums of u and v, which it takes over the two images of a device: here they
@@ -152,6 +153,7 @@ def wanted_body(
 
 
 def _apart(maps: Float[Tensor, "M P S S"], points: Points, wanted: Float[Tensor, " n"]) -> Scalar:
-    """Summed over the points, each on its own part's chart."""
+    """Summed over the points, each on its own part's chart; the ground has none."""
     found = between(maps, points).gather(1, points.part[:, None])[:, 0]
-    return F.smooth_l1_loss(found, wanted, reduction="sum")
+    apart = F.smooth_l1_loss(found, wanted.to(found.dtype), reduction="none")
+    return (apart * (points.part > 0)).sum()
