@@ -115,6 +115,7 @@ def test_a_run_that_learns_nothing_ends_with_one(
     assert main(command) == 1
     told = capsys.readouterr().err
     assert "on the 2 images that it was trained on (bar: 80)" in told and "Suspects:" in told
+    assert "figures will be too good" not in told
     names = (out / "labelled.txt").read_text().split()
     chosen = few(file, 2, recipe(), images=None, extras=())
     assert names == [chosen.name(i) for i in range(2)]
