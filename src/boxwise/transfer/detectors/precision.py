@@ -51,7 +51,8 @@ class KeypointPredictor(KeypointRCNNPredictor):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             coarse = self.kps_score_lowres(exact(x))
-            return F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
+            fine = F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return fine.contiguous()  # torchvision's loss views each heatmap as a row
 
 
 def exact(t: Tensor) -> Tensor:
