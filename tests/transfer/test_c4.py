@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from rcnns import FEW, MEAN, STD, TOLD, assert_same_finds, assert_same_training, block, pictures, silent
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import FasterRCNN, MaskRCNN
@@ -20,6 +19,7 @@ from boxwise.interop.files import load_weights, save_weights, write_state
 from boxwise.methods import insloc
 from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.transfer.detectors.c4 import C4RCNN, FasterRCNNC4, MaskRCNNC4, OnC4
+from rcnns import FEW, MEAN, STD, TOLD, assert_same_finds, assert_same_training, block, pictures, silent
 
 SMALL: dict[str, Any] = {
     "backbone": "resnet18",
@@ -227,7 +227,7 @@ def test_timm_backbones_whose_last_stage_comes_off_train(backbone: str) -> None:
 
 def test_a_backbone_that_cannot_be_cut_is_refused() -> None:
     """Breaks when a transformer's windows are cut in the middle."""
-    with pytest.raises(ValueError, match="the last stage of swin_tiny.* cannot be taken off as a box head"):
+    with pytest.raises(ValueError, match=r"the last stage of swin_tiny.* cannot be taken off as a box head"):
         small(backbone="swin_tiny_patch4_window7_224")
 
 

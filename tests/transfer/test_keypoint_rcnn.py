@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from rcnns import FEW, MEAN, STD, TOLD, assert_same_finds, assert_same_training, block, pictures, silent
 from torch import nn
 from torchvision.models.detection import keypointrcnn_resnet50_fpn
 
@@ -17,6 +16,7 @@ from boxwise.data.targets import open_labelled
 from boxwise.transfer.detectors.keypoint_rcnn import KeypointRCNNFPN
 from boxwise.transfer.detectors.precision import KeypointPredictor
 from boxwise.transfer.detectors.rcnn import PyramidRCNN
+from rcnns import FEW, MEAN, STD, TOLD, assert_same_finds, assert_same_training, block, pictures, silent
 
 SMALL: dict[str, Any] = {
     "backbone": "resnet18",

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from rcnns import FEW, MEAN, STD, TOLD, assert_same_finds, assert_same_training, block, pictures, silent
 from torch import nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 
 from boxwise.transfer.detectors.mask_rcnn import MaskRCNNFPN, mask_loss, mask_targets
 from boxwise.transfer.detectors.rcnn import PyramidRCNN
+from rcnns import FEW, MEAN, STD, TOLD, assert_same_finds, assert_same_training, block, pictures, silent
 
 SMALL: dict[str, Any] = {
     "backbone": "resnet18",

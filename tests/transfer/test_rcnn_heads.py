@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from rcnns import FEW, MEAN, STD, TOLD, assert_same_finds, assert_same_training, block, pictures
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
@@ -16,6 +15,7 @@ from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.heads import box_head
 from boxwise.transfer.detectors.mask_rcnn import MaskRCNNFPN
 from boxwise.transfer.detectors.rcnn import FasterRCNNFPN, PyramidRCNN
+from rcnns import FEW, MEAN, STD, TOLD, assert_same_finds, assert_same_training, block, pictures
 
 SMALL: dict[str, Any] = {
     "backbone": "resnet18",
