@@ -104,12 +104,11 @@ def pair(request: pytest.FixtureRequest) -> tuple[OneStageDetector, nn.Module]:
 
 def pictures() -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
     """Sides that 128 divides, where torchvision's strides are right; boxes that lie on no cell's border."""
-    images = [*torch.rand(3, 3, 128, 128, generator=torch.Generator().manual_seed(1))]
+    images = [*torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))]
     boxes = torch.tensor([[5.3, 8.2, 40.1, 60.7], [30.4, 20.9, 119.6, 110.3], [50.1, 40.2, 70.3, 59.8]])
     none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     return images, [
         {"boxes": boxes, "labels": torch.tensor([1, 2, 2])},
-        {"boxes": boxes[:2] + 3.5, "labels": torch.tensor([2, 1])},
         none,
     ]
 
@@ -145,7 +144,7 @@ def test_losses_gradients_and_predictions_equal_torchvisions(
         expected = pair[1].eval()(images)
         resized, _ = model.transform(images)
         found = model.detect(resized)
-    assert [len(f["scores"]) for f in expected] == [40] * 3
+    assert [len(f["scores"]) for f in expected] == [40] * 2
     for one, other in zip(found, expected):
         torch.testing.assert_close(one["boxes"], other["boxes"], atol=1e-3, rtol=0)
         torch.testing.assert_close(one["scores"], other["scores"], atol=1e-5, rtol=0)
@@ -192,11 +191,12 @@ def test_anchors_and_ranges_follow_the_image_size(size: int, first: int) -> None
     """Breaks when small images meet anchors larger than themselves."""
     anchors = RetinaNet(min_size=size).anchors()
     assert anchors == tuple(first << i for i in range(5))
-    model = RetinaNet(**{**SMALL, "min_size": size, "max_size": 1333}).build(classes=2, mean=MEAN, std=STD)
+    told = {"min_size": size, "max_size": 1333}
+    with torch.device("meta"):  # settings alone: quick
+        model, other = small(RetinaNet, **told), small(FCOS, **told)
     thirds = tuple((s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))) for s in anchors)
     assert model.anchor_generator.sizes == thirds
-    fcos = FCOS(**{**SMALL, "min_size": size, "max_size": 1333})
-    assert fcos.build(classes=2, mean=MEAN, std=STD).limits == tuple(2 * first << i for i in range(4))
+    assert other.limits == tuple(2 * first << i for i in range(4))
     assert FCOS(ranges=(1, 2, 3, 4)).limits() == (1, 2, 3, 4)
     assert RetinaNet(anchor_sizes=(4, 8, 20, 40, 90)).anchors() == (4, 8, 20, 40, 90)
 
@@ -408,7 +408,7 @@ def test_every_loss_term_falls(family: type[OneStage], drawn: Labelled) -> None:
         assert last < 0.9 * first, (name, first, last)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet26", "convnext_atto"])
+@pytest.mark.parametrize("backbone", ["resnet18", "convnext_atto"])
 def test_gradients_are_everywhere(backbone: str, family: type[OneStage], batch: DetectionBatch) -> None:
     """Breaks when a level of the pyramid or a branch of the head is read by nothing."""
     module = Detection(small(family, backbone=backbone)).train()
@@ -449,7 +449,7 @@ def test_what_is_frozen_gets_no_gradient(
 
 
 def test_bfloat16_trains_and_boxes_stay_exact(family: type[OneStage], batch: DetectionBatch) -> None:
-    """Breaks when boxes are decoded in bfloat16: off by up to 2 px at 600 px."""
+    """Breaks when boxes are decoded in bfloat16, which beyond 256 px knows only every second pixel."""
     found = []
     for enabled in (False, True):
         module = Detection(small(family)).train()
@@ -458,8 +458,8 @@ def test_bfloat16_trains_and_boxes_stay_exact(family: type[OneStage], batch: Det
     assert all(loss.dtype == torch.float32 for loss in found[1].values())
     torch.testing.assert_close(found[1]["loss"], found[0]["loss"], atol=0.1, rtol=0.1)
     found[1]["loss"].backward()
-    model = small(family, fpn_channels=32, min_size=600, max_size=640, score_threshold=0.0).eval()
-    images = ImageList(torch.rand(1, 3, 608, 640), [(600, 640)])
+    model = small(family, fpn_channels=32, min_size=350, max_size=384, score_threshold=0.0).eval()
+    images = ImageList(torch.rand(1, 3, 352, 384), [(350, 384)])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         maps = [*model.backbone(images.tensors).values()]
         anchors, outputs = model.anchor_generator(images, maps)[0], model.head(maps)

@@ -34,8 +34,7 @@ class RetinaNet(OneStage):
     - the loss of each image is divided by its own positive anchors, then averaged, where detectron2 divides the
       sum over all images by a moving average of their count;
     - a column of class scores for the background that no image has, kept for torchvision's names and labels;
-    - anchors in whole pixels;
-    - the thresholds of IoU for positive and negative anchors count `[0.4, 0.5)` as neither, as both do.
+    - sides of anchors in whole pixels.
 
     torchvision's `retinanet_resnet50_fpn` is `fpn_norm: none`, `p6_from: p5`, `smooth_l1_beta: 0` and 300
     detections; its `_v2` is `fpn_norm: none`, `head_norm: gn`, `box_loss: giou` and 300 detections.
