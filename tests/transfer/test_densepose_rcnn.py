@@ -13,6 +13,8 @@ from torch import nn
 from torchvision.models.detection.image_list import ImageList
 
 from boxwise.data.targets import Labelled, open_labelled
+from boxwise.interop.files import load_weights, save_weights
+from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.transfer.detectors.base import Detector, Targets
 from boxwise.transfer.detectors.densepose import DensePoseRCNN
 from boxwise.transfer.detectors.rcnn import PyramidRCNN
@@ -432,3 +434,14 @@ def test_points_that_cannot_be_are_named(change: dict[str, object], said: str, t
 
 def test_good_points_name_the_classes(people: Labelled) -> None:
     assert CONFIG.classes(people) == ("person",)
+
+
+def test_pretrained_backbone_and_pyramid_arrive_whole(tmp_path: Path) -> None:
+    """Breaks when one name differs, and that part starts from random weights."""
+    torch.manual_seed(1)
+    encoder = build_encoder(EncoderConfig(backbone="resnet18", fpn=True, fpn_channels=16))
+    save_weights(tmp_path, {"backbone": encoder.body, "fpn": encoder.fpn}, {})
+    model = build()
+    report = load_weights(tmp_path).into(model.parts())
+    report.require()
+    assert report.share == 1 and report.promised == ("backbone", "fpn")

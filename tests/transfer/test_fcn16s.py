@@ -21,6 +21,7 @@ from boxwise.transfer.detectors.fcn16s import FCN, FCN16s, pixel_loss, stretched
 from boxwise.transfer.evaluate import Measure, measured
 from boxwise.transfer.samples import DetectionBatch, TrainSamples, collate
 from boxwise.transfer.task import Detection
+from layouts import cityscapes_set
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco_sample"
 CONFIG = FCN16s(
@@ -151,9 +152,9 @@ def test_scales_are_drawn_between_their_limits(painted: Labelled) -> None:
 class Oracle(Detector):
     """Finds what it was given, in turn."""
 
-    def __init__(self, maps: list[torch.Tensor]) -> None:
+    def __init__(self, maps: list[torch.Tensor], classes: int = 3) -> None:
         super().__init__()
-        self.mean, self.std, self.maps, self.at = MEAN, STD, maps, 0
+        self.mean, self.std, self.maps, self.classes, self.at = MEAN, STD, maps, classes, 0
 
     def losses(self, images: ImageList, targets: Targets) -> dict[str, torch.Tensor]:
         raise NotImplementedError
@@ -161,7 +162,8 @@ class Oracle(Detector):
     def detect(self, images: ImageList) -> Targets:
         found = self.maps[self.at : self.at + len(images.image_sizes)]
         self.at += len(found)
-        return [{"semantic": nn.functional.one_hot(m.long(), 3).permute(2, 0, 1).float()} for m in found]
+        hot = [nn.functional.one_hot(classes.long(), self.classes) for classes in found]
+        return [{"semantic": scores.permute(2, 0, 1).float()} for scores in hot]
 
     def parts(self) -> dict[str, nn.Module]:
         return {}
@@ -296,3 +298,22 @@ def test_more_classes_than_bytes_are_refused(painted: Labelled) -> None:
     with pytest.raises(ValueError, match="256 classes, the background among them; fcn16s tells at most 255"):
         CONFIG.classes(crowded)
     assert CONFIG.classes(painted) == ("background", "one", "two")
+
+
+def test_cityscapes_states_its_own_classes(tmp_path: Path) -> None:
+    """Nineteen, and no background. Breaks when its pixels are painted from outlines, or classes count from 1."""
+    labelled = open_labelled(cityscapes_set(tmp_path), split="train", extras=CONFIG.extras())
+    config = replace(CONFIG, min_size=30, max_size=40, crop=64)
+    names = config.classes(labelled)
+    assert (len(names), names[0], names[-1]) == (19, "road", "bicycle")
+    batch = batch_of(labelled, replace(config, min_size=30, flip=0.0))
+    truth = labelled.semantic(0)
+    assert torch.equal(batch.extras["semantic"][0][:30, :40], truth) and {*truth.unique().tolist()} == {
+        0,
+        11,
+        13,
+    }
+    found = measured(Oracle([truth], 19), labelled, config=config, measure=Measure()).figures
+    there = {name: value for name, value in found.items() if name.startswith("IoU") and value >= 0}
+    assert there == {"IoU road": 100, "IoU person": 100, "IoU car": 100}
+    assert found["mIoU"] == found["accuracy"] == 100
