@@ -52,7 +52,8 @@ def _title(table: str) -> str:
 
 def _coverage() -> str:
     """Per paper and table, how many rows can be run from images to figures; and why others cannot."""
-    told = [(row, tables.start(row).missing or transfers.finish(row).missing) for row in tables.rows()]
+    ends = [(row, tables.start(row).missing, transfers.finish(row).missing) for row in tables.rows()]
+    told = [(row, start or finish) for row, start, finish in ends]
     blocks = [
         "rows that recipes here run whole, from pretraining (or random weights) to the paper's figures / rows in all"
     ]
@@ -65,11 +66,16 @@ def _coverage() -> str:
         blocks.append(f"{paper}  {_ratio([runs for _, runs in of_paper])}\n{_table(counts)}")
     missing = Counter(why for _, why in told if why is not None)
     why = {reason: f"{count} rows" if count > 1 else "1 row" for reason, count in missing.most_common()}
-    weights = sum(tables.start(row).runs for row, _ in told)
-    measured = sum(transfers.finish(row).runs for row, _ in told)
-    halves = f"weights of {weights} and figures of {measured} rows"
+    weights = sum(start is None for _, start, _ in ends)
+    measured = sum(finish is None for _, _, finish in ends)
     total = _ratio([missing is None for _, missing in told])
-    return "\n\n".join([*blocks, f"no recipe\n{_table(why)}", f"in all  {total} ({halves})"])
+    return "\n\n".join(
+        [
+            *blocks,
+            f"no recipe\n{_table(why)}",
+            f"in all  {total} (weights of {weights} and figures of {measured} rows)",
+        ]
+    )
 
 
 def _ratio(runs: Sequence[bool]) -> str:
