@@ -47,6 +47,8 @@ MARKS = 8
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL: dict[str, Any] = {
     "fpn_channels": 64,
+    "channels": 64,
+    "cells": 14,
     "flip": 0.0,
     "rpn_pre_nms_train": 500,
     "rpn_pre_nms_test": 500,
