@@ -23,6 +23,9 @@ CLASSIFIER_END = ("fc.", "classifier.", "head.", "head_dist.", "norm.", "conv_he
 ABOVE = "backbone.fpn.extra_blocks."
 """Levels above c5 that a pyramid of RetinaNet or FCOS adds. Such a pyramid starts at c3."""
 
+HEAD_STAGE = "roi_heads.box_head.last."
+"""Where C4 detectors keep the backbone's last stage; what else is in their box head, one more norm, stays there."""
+
 COUNTER = "num_batches_tracked"
 """A BatchNorm's count of batches: unused at its default momentum, absent in old files and frozen norms."""
 
@@ -131,11 +134,15 @@ def detector_names(state: State) -> dict[str, Tensor]:
     """`state` under the names of torchvision's detectors, with only the parts that pretraining hands over.
 
     Takes our own files, torchvision's and timm's classifiers, torchvision's Faster R-CNN, RetinaNet and FCOS, and
-    any of them wrapped by DataParallel or torch.compile. Blocks of a pyramid are counted from the one above c2.
+    any of them wrapped by DataParallel or torch.compile. Blocks of a pyramid are counted from the one above c2, and
+    the head of a C4 detector is the backbone's last stage.
     """
     bare = {_unwrapped(name): tensor for name, tensor in state.items()}
     if starts_at_c3(bare):
         bare = {_counted_from_c2(n): t for n, t in bare.items() if not n.startswith(ABOVE)}
+    if any(name.startswith(HEAD_STAGE) for name in bare):
+        last = {n.replace(HEAD_STAGE, PARTS["backbone"]): t for n, t in bare.items() if HEAD_STAGE in n}
+        bare = {n: t for n, t in bare.items() if not n.startswith(PARTS["head"])} | last
     if any(name.startswith(tuple(PARTS.values())) for name in bare):
         return {n: t for n, t in bare.items() if n.startswith(tuple(PARTS.values()))}
     return {PARTS["backbone"] + n: t for n, t in bare.items() if not n.startswith(CLASSIFIER_END)}
