@@ -229,16 +229,18 @@ def test_settings_reach_the_model(family: type[OneStage]) -> None:
 
 def test_p6_comes_from_c5_where_asked_though_widths_are_equal() -> None:
     """Breaks when torchvision's guess by widths wins."""
-    model = small(RetinaNet, fpn_channels=512)
+    with torch.device("meta"):
+        model = small(RetinaNet, fpn_channels=512)
     assert model.backbone.fpn.extra_blocks.use_P5 is False
 
 
 def test_settings_of_one_family_reach_it() -> None:
     """Breaks when thresholds of matching or the radius are dropped."""
-    model = small(RetinaNet, positive_iou=0.65, negative_iou=0.35)
+    with torch.device("meta"):
+        model = small(RetinaNet, positive_iou=0.65, negative_iou=0.35)
+        others = [small(FCOS, **told) for told in ({"center_radius": 2.5}, {})]
     assert (model.proposal_matcher.high_threshold, model.proposal_matcher.low_threshold) == (0.65, 0.35)
-    assert small(FCOS, center_radius=2.5).center_sampling_radius == 2.5
-    assert small(FCOS).center_sampling_radius == math.inf
+    assert [other.center_sampling_radius for other in others] == [2.5, math.inf]
 
 
 def test_losses_follow_their_settings() -> None:
