@@ -38,6 +38,15 @@ def test_every_norm_is_joined_under_its_own_name(
     assert isinstance(network[2][0].act, nn.ReLU)
 
 
+def test_a_norm_without_rows_on_any_rank_learns_nothing() -> None:
+    """A mask head where no image shows a thing. Breaks when its statistics become NaN for good."""
+    norm = AllReduceNorm(3).train()
+    before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+    assert norm._normalised(torch.zeros(0, 3, 2, 2)).shape == (0, 3, 2, 2)
+    assert torch.equal(norm.running_mean, before["running_mean"])
+    assert torch.equal(norm.running_var, before["running_var"])
+
+
 def test_row_weight_is_the_mean_over_kept_rows() -> None:
     """Breaks when rows are averaged over all of them, or an empty batch divides by zero."""
     assert row_weight(torch.tensor([True, False, True, True])).tolist() == pytest.approx(

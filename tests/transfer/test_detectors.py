@@ -10,7 +10,10 @@ from torchvision.ops import FrozenBatchNorm2d
 from boxwise.interop.files import load_weights, save_weights
 from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.heads import box_head
+from boxwise.transfer.detectors.c4 import MaskRCNNC4
 from boxwise.transfer.detectors.fcos import FCOS
+from boxwise.transfer.detectors.keypoint_rcnn import KeypointRCNNFPN
+from boxwise.transfer.detectors.mask_rcnn import MaskRCNNFPN
 from boxwise.transfer.detectors.rcnn import FasterRCNNFPN
 from boxwise.transfer.detectors.retinanet import RetinaNet
 
@@ -120,8 +123,10 @@ def test_nothing_is_downloaded(backbone: str, no_network: None, tmp_path, monkey
     with torch.device("meta"):  # names and shapes without numbers: quick
         build_encoder(EncoderConfig(backbone=backbone))
         build_encoder(EncoderConfig(backbone=backbone, fpn=True))
-        for config in (FasterRCNNFPN, RetinaNet, FCOS):
+        for config in (FasterRCNNFPN, MaskRCNNFPN, KeypointRCNNFPN, RetinaNet, FCOS):
             config(backbone=backbone).build(classes=3, mean=MEAN, std=STD)
+        if backbone != "efficientnet_b0":  # its last stage does not come off
+            MaskRCNNC4(backbone=backbone).build(classes=3, mean=MEAN, std=STD)
     assert not any(tmp_path.rglob("*.*"))
 
 

@@ -113,7 +113,8 @@ class AllReduceNorm(_BatchNorm):
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        share = momentum * (count > 0).to(self.running_mean.dtype)  # of a mask head, no rank may have a row
         unbiased = var * (count / (count - 1).clamp(min=1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
@@ -135,8 +136,8 @@ def _joint_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     everyone = gather(torch.cat([mean, var, x.new_tensor([count])])[None])  # (ranks, 2C+1)
     means, vars, counts = everyone.split([channels, channels, 1], dim=1)
     total = counts.sum()
-    mean = (means * counts).sum(0) / total
-    var = ((vars + (means - mean).square()) * counts).sum(0) / total
+    mean = (means * counts).sum(0) / total.clamp(min=1)
+    var = ((vars + (means - mean).square()) * counts).sum(0) / total.clamp(min=1)
     return mean, var, total
 
 
@@ -156,7 +157,7 @@ class _Normalise(torch.autograd.Function):
         across = _rows_and_cells(y)
         sums = torch.stack([grad.sum(across), (grad * y).sum(across)])
         dist.all_reduce(sums)
-        through_mean, through_scale = (_along(s, y) for s in sums / count)
+        through_mean, through_scale = (_along(s, y) for s in sums / count.clamp(min=1))
         return (grad - through_mean - y * through_scale) * _along(scale, y), None, None, None
 
 
