@@ -14,24 +14,24 @@ FEW: dict[str, Any] = {
     **SIZES,
     "aligned": False,
     "anchor_sizes": (32, 64, 128, 256, 512),
-    "box_batch_size_per_image": 16,
+    "box_batch_size_per_image": 8,
     "rpn_pre_nms_train": 300,
     "rpn_pre_nms_test": 200,
     "rpn_post_nms_train": 100,
-    "rpn_post_nms_test": 40,
+    "rpn_post_nms_test": 20,
     "score_threshold": 0.01,
-    "detections_per_image": 20,
+    "detections_per_image": 8,
 }
 """Settings under which torchvision's models do the same, told as below."""
 TOLD: dict[str, Any] = {
     **SIZES,
-    "box_batch_size_per_image": 16,
+    "box_batch_size_per_image": 8,
     "rpn_pre_nms_top_n_train": 300,
     "rpn_pre_nms_top_n_test": 200,
     "rpn_post_nms_top_n_train": 100,
-    "rpn_post_nms_top_n_test": 40,
+    "rpn_post_nms_top_n_test": 20,
     "box_score_thresh": 0.01,
-    "box_detections_per_img": 20,
+    "box_detections_per_img": 8,
 }
 
 

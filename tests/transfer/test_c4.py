@@ -31,15 +31,6 @@ SMALL: dict[str, Any] = {
 }
 
 
-LESS = {**FEW, "box_batch_size_per_image": 8, "rpn_post_nms_test": 16, "detections_per_image": 8}
-LESS_TOLD = {
-    **TOLD,
-    "box_batch_size_per_image": 8,
-    "rpn_post_nms_top_n_test": 16,
-    "box_detections_per_img": 8,
-}
-
-
 def small(kind: type[OnC4] = FasterRCNNC4, **changes: Any) -> C4RCNN:
     torch.manual_seed(0)
     return kind(**{**SMALL, **changes}).build(classes=2, mean=MEAN, std=STD)
@@ -56,7 +47,7 @@ def by_hand(extra_norm: bool, *, masks: bool) -> tuple[nn.Module, nn.Module]:
         "box_roi_pool": MultiScaleRoIAlign(["0"], 14, 2),
         "box_head": nn.Sequential(*last, nn.AdaptiveAvgPool2d(1), nn.Flatten()),
         "box_predictor": FastRCNNPredictor(512, 5),
-        **LESS_TOLD,
+        **TOLD,
     }
     if not masks:
         return FasterRCNN(backbone, **options), whole
@@ -88,7 +79,7 @@ def test_losses_gradients_and_finds_equal_torchvisions(kind: type[OnC4], extra_n
     """Breaks when anchors, crops, the norm behind res5 or its mean differ; masks there run res5 a second time, which
     is the same while norms stand still."""
     torch.manual_seed(0)
-    ours = kind(backbone="resnet18", head_extra_norm=extra_norm, **LESS).build(classes=4, mean=MEAN, std=STD)
+    ours = kind(backbone="resnet18", head_extra_norm=extra_norm, **FEW).build(classes=4, mean=MEAN, std=STD)
     masks = kind is MaskRCNNC4
     theirs, whole = by_hand(extra_norm, masks=masks)
     pairs = same_names(ours, theirs, whole)
