@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from boxwise.cli import CALLS, VERBS, _split, main
+from boxwise.cli import VERBS, _split, main
 from boxwise.strict import SettingsError
 
 
@@ -150,10 +150,10 @@ def test_a_stopped_run_says_what_its_command_can_do(
 ) -> None:
     """Breaks when a stopped demo is told to go on with --resume, a flag that it lacks."""
 
-    def stop(arguments: object, overrides: object) -> int:
+    def stop(arguments: object, settings: object) -> int:
         raise SystemExit(143)
 
-    monkeypatch.setitem(CALLS, verb, stop)
+    monkeypatch.setattr(VERBS[verb], "call", stop)
     words = ["scrl", "--data", "d", "--out", "o"] if verb == "pretrain" else []
     assert main([verb, *words]) == 143
     assert mend in capsys.readouterr().err

@@ -1,0 +1,161 @@
+"""The command line: one class a verb. Starts in well under a second, since torch is imported by their calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from boxwise.cli import data, recipes, runs, start
+from boxwise.cli.verb import FAILED, USAGE, Verb
+from boxwise.strict import SettingsError, nearest, scalar
+
+STOPPED = (130, 143)
+"""Exit codes of a run that a signal ended."""
+
+VERBS: dict[str, type[Verb]] = {
+    "show": recipes.Show,
+    "proposals": data.Proposals,
+    "pretrain": recipes.Pretrain,
+    "finetune": recipes.Finetune,
+    "evaluate": runs.Evaluate,
+    "predict": runs.Predict,
+    "compare": recipes.Compare,
+    "report": runs.Report,
+    "list": start.List,
+    "scenes": data.Scenes,
+    "doctor": start.Doctor,
+    "demo": start.Demo,
+}
+GO_ON = {
+    "proposals": "go on with the same command",
+    "pretrain": "go on with --resume",
+    "finetune": "go on with --resume",
+    "compare": "go on with the same command",
+    "demo": "start again with --overwrite",
+}
+"""What to do after a training that a signal ended."""
+INNER: dict[str, type[Verb]] = {"proposals check": data.CheckProposals, "data check": data.CheckData}
+"""Commands of two words. A folder that is named like the second is reached as ./check."""
+WITH_RECIPE = ("show", "pretrain", "finetune", "compare")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code. Results go to stdout; progress and errors to stderr."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else USAGE
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("boxwise"))
+        return 0
+    two = " ".join(argv[:2])
+    if two in INNER:
+        return _run(two, argv[2:])
+    if argv[0] not in VERBS:
+        named = two if argv[0] == "data" else argv[0]
+        return _usage(f"{named}: no such command{nearest(named, [*VERBS, *INNER])}")
+    return _run(argv[0], argv[1:])
+
+
+def _run(verb: str, argv: list[str]) -> int:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        known, settings = _split(verb, argv)
+        kind: Any = (VERBS | INNER)[verb]
+        command: Verb = tyro.cli(
+            kind, args=known, prog=f"boxwise {verb}", config=(tyro.conf.FlagCreatePairsOff,)
+        )
+        code = command.call(settings) or 0
+        sys.stdout.flush()
+        return code
+    except SettingsError as error:
+        return _usage(*error.problems)
+    except SystemExit as stop:  # tyro's help and usage errors; the engine's 130 and 143
+        if stop.code == 0 and verb in WITH_RECIPE and "--help" in argv:
+            _recipe_help(verb, argv)
+        if stop.code in STOPPED:
+            _say_how_to_go_on(verb)
+        return stop.code if isinstance(stop.code, int) else FAILED
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"boxwise {verb}: {error}", file=sys.stderr)
+        return FAILED
+    except RuntimeError as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        print(f"boxwise {verb}: {error}", file=sys.stderr)
+        return int(error.exit_code)
+
+
+def _say_how_to_go_on(verb: str) -> None:
+    from boxwise.engine.device import leads
+
+    if verb in GO_ON and leads():
+        print(f"boxwise {verb}: {GO_ON[verb]}", file=sys.stderr)
+
+
+def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The verb's own flags, and settings of the recipe. `--a.b 1`, `--a.b=1` and a bare `--flag` are settings."""
+    own = {f.name for f in dataclasses.fields((VERBS | INNER)[verb])} | {"help"}
+    known: list[str] = []
+    settings: dict[str, Any] = {}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name.replace("-", "_").removeprefix("no_") in own:
+            known.append(word)
+            continue
+        if verb not in WITH_RECIPE:
+            flags = [f"--{n.replace('_', '-')}" for n in sorted(own - {"help"})]
+            raise SettingsError([f"{word}: no such flag{nearest(word, flags)}"])
+        if not equals:
+            text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        settings[name.replace("-", "_")] = scalar(text)
+    return known, settings
+
+
+def _overview() -> str:
+    alone = {two: kind for two, kind in INNER.items() if two.split()[0] not in VERBS}
+    lines = [f"  {verb:<10} {(kind.__doc__ or '').splitlines()[0]}" for verb, kind in (VERBS | alone).items()]
+    return "\n".join(
+        [
+            "usage: boxwise COMMAND [--help] ...",
+            "",
+            "Self-supervised pretraining aligned with object detection: from unlabelled images to a better detector.",
+            "",
+            *lines,
+            "",
+            "boxwise COMMAND --help teaches the command; boxwise pretrain scrl --help lists the recipe's settings too.",
+        ]
+    )
+
+
+def _recipe_help(verb: str, argv: Sequence[str]) -> None:
+    """Every setting of the named recipe with its value, after the verb's own flags."""
+    named = [word for word in argv if not word.startswith("-")]
+    if verb == "compare":  # whose recipe is a flag
+        named = [after for word, after in itertools.pairwise(argv) if word == "--detector"]
+    if not named:
+        return
+    from boxwise.run.catalogue import settings_help
+
+    print(settings_help(named[0], kind="transfer" if verb in ("finetune", "compare") else "pretrain"))
+
+
+def _usage(*problems: str) -> int:
+    for problem in problems:
+        print(f"boxwise: {problem}", file=sys.stderr)
+    return USAGE
