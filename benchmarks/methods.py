@@ -34,7 +34,8 @@ from boxwise.recipes import demo
 from boxwise.recipes.pretrain import METHODS
 from boxwise.recipes.recipe import Recipe
 from boxwise.run.demo import FINETUNE_STEPS, LABELLED, TEST, UNLABELLED
-from boxwise.run.finetune import labelled_splits, run_transfer
+from boxwise.run.detector_run import run_transfer
+from boxwise.run.finetune import labelled_splits
 from boxwise.run.pretrain import run_recipe
 from boxwise.run.scenes import scenes
 from boxwise.strict import keys

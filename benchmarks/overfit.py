@@ -29,7 +29,8 @@ from boxwise.config import AdamW, Schedule
 from boxwise.data.targets import Labelled, open_labelled
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.recipes.transfer import FAMILIES
-from boxwise.run.finetune import fields, run_transfer
+from boxwise.run.detector_run import run_transfer
+from boxwise.run.finetune import fields
 from boxwise.run.overfit import WATCHED
 from boxwise.strict import keys
 from result import RESULTS, machine, save

@@ -13,7 +13,8 @@ from tiny import DETECTOR
 
 from boxwise.recipes.transfer import faster_rcnn_fpn
 from boxwise.run.bad_images import BadImages
-from boxwise.run.finetune import _loads, finetune, labelled_splits
+from boxwise.run.detector_run import batches
+from boxwise.run.finetune import finetune, labelled_splits
 from boxwise.strict import SettingsError
 from layouts import cityscapes_set, coco_set, edit, lvis_set
 
@@ -56,7 +57,7 @@ def test_rare_categories_come_more_often(tmp_path: Path) -> None:
     often: list[Counter[int]] = []
     for threshold in (None, 0.9):
         recipe = faster_rcnn_fpn().changed({**given, "data.repeat_threshold": threshold})
-        loads = _loads(recipe, train, cast(BadImages, BadImages.__new__(BadImages)), total=40)
+        loads = batches(recipe, train, cast(BadImages, BadImages.__new__(BadImages)), total=40)
         met: Counter[int] = Counter()
         for batch in loads(0):
             met.update(batch.index)

@@ -24,8 +24,9 @@ from boxwise.run.compare_arms import open_arms, refuse_misfits
 from boxwise.run.compare_lock import LOCK, joined, lock_of, text_of
 from boxwise.run.compare_plan import Cell, cells, open_shares
 from boxwise.run.compare_results import CURVE, ap_by_iou, collect
+from boxwise.run.detector_run import run_transfer
 from boxwise.run.find import transfer_recipe
-from boxwise.run.finetune import fields, labelled_splits, run_transfer
+from boxwise.run.finetune import fields, labelled_splits
 from boxwise.run.memory import free_memory
 from boxwise.strict import SettingsError
 from boxwise.transfer.evaluate import metric_of

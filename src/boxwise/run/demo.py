@@ -12,7 +12,8 @@ from typing import Any
 from boxwise.data.sources import open_images
 from boxwise.interop.files import load_weights
 from boxwise.recipes import demo as recipes
-from boxwise.run.finetune import labelled_splits, run_transfer
+from boxwise.run.detector_run import run_transfer
+from boxwise.run.finetune import labelled_splits
 from boxwise.run.pretrain import run_recipe
 from boxwise.run.scenes import scenes
 

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from boxwise.data.targets import Category, open_labelled
-from boxwise.engine.loop import device_of, dtype_of
+from boxwise.engine.loop import device_of
 from boxwise.interop.files import find_model, read_card, read_state
 from boxwise.recipes.recipe import BuiltInDetector
 from boxwise.strict import plain, read
 from boxwise.transfer.detectors.base import Detector, DetectorConfig
-from boxwise.transfer.evaluate import Measure, measured
+from boxwise.transfer.evaluate import Measure, measured, precision_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def evaluate(
         measure=measure,
         batch_size=batch_size,
         device=where,
-        precision="bf16" if dtype_of("auto", where) == torch.bfloat16 else "fp32",
+        precision=precision_of("auto", where),
     )
     return {**found.figures, "images": len(test)}
 

@@ -21,7 +21,7 @@ from boxwise.data.workers import Ahead, Bad
 from boxwise.engine.atomic import read_json as read_facts
 from boxwise.engine.atomic import write_text, written
 from boxwise.engine.folder import RunFolder
-from boxwise.engine.loop import device_of, dtype_of
+from boxwise.engine.loop import device_of
 from boxwise.engine.progress import ImageDisplay
 from boxwise.run.bad_images import BadImages
 from boxwise.run.draw import SURE, drawn, encoded, found_things
@@ -30,7 +30,7 @@ from boxwise.run.picture_names import picture_names
 from boxwise.run.predict_pixels import CLASSES, write_classes
 from boxwise.strict import dump_yaml, plain
 from boxwise.transfer.detectors.base import DetectorConfig, Targets
-from boxwise.transfer.evaluate import detections
+from boxwise.transfer.evaluate import detections, precision_of
 from boxwise.transfer.results import Result, results
 from boxwise.transfer.samples import DetectionBatch, Sample, collate, unlabelled
 
@@ -129,7 +129,7 @@ def looked_at(
         pin=device.type == "cuda",
         on_bad=bad.add,
     )
-    precision: Literal["fp32", "bf16"] = "bf16" if dtype_of("auto", device) == torch.bfloat16 else "fp32"
+    precision = precision_of("auto", device)
     readable = (batch for batch in batches if batch is not None)
     with ImageDisplay(KIND, start=0, total=len(source)) as display:
         for one, batch in detections(saved.model, readable, device=device, precision=precision):

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from boxwise.config import settings
 from boxwise.data.targets import Labelled
+from boxwise.engine.loop import dtype_of
 from boxwise.transfer.detectors.base import Detector, DetectorConfig, Targets
 from boxwise.transfer.metrics import Confusion, Metric, figures, semantic_figures
 from boxwise.transfer.metrics.densepose import densepose_figures
@@ -135,6 +136,11 @@ def detections(
             yield found, batch
     finally:
         model.train(was_training)
+
+
+def precision_of(asked: str, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What a detector is run in after it was trained in `asked`: bfloat16 where training used it, else float32."""
+    return "bf16" if dtype_of(asked, device) == torch.bfloat16 else "fp32"
 
 
 def pixel_classes_in(scores: Float[Tensor, "K h w"], source: tuple[int, int]) -> UInt8[Tensor, "_H _W"]:
