@@ -184,6 +184,22 @@ def test_what_coco_could_not_measure_is_no_number(tmp_path: Path) -> None:
     assert "-1.00" not in page.text and "\u2013" in page.text and "30.00" in page.text
 
 
+def test_classes_of_pixels_are_results_too(tmp_path: Path) -> None:
+    """Breaks if a run without AP is left out, or its mean IoU is taken for an AP."""
+    boxes = make_run(tmp_path / "boxes", ap=10.0, lr=0.1)
+    runs = [make_run(tmp_path / "random"), make_run(tmp_path / "good", weights="w")]
+    for run, value in zip(runs, (31.5, 40.25)):
+        (run / "results.json").write_text(json.dumps({"mIoU": value, "accuracy": 77.0, "images": 300}))
+    (pair,) = pairs(read_runs([boxes, *runs]))
+    assert pair.gain() == 8.75 and pair.gain("AP") is None
+    alone = page_of(tmp_path, *runs).text
+    assert "Mean IoU of the detector 31.5 random weights" in alone and "40.25" in alone
+    assert "gain in mIoU" in alone and "AP75" not in alone and "twelve" not in alone
+    beside = page_of(tmp_path, boxes, *runs).text
+    assert "Average precision / Mean IoU, 0 to 100" in beside
+    assert "gain in AP or mIoU" in beside and "AP75" in beside and "+8.8" in beside and "10.00" in beside
+
+
 def test_differences_list_exactly_what_differs(tmp_path: Path) -> None:
     """Breaks if nested keys are compared as a whole, or a key that only one run has is lost."""
     make_run(tmp_path / "a", config={"detector": {"norm": "bn", "sizes": [8, 16]}})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from boxwise.report.read import RunRecord, flat
+from boxwise.report.read import MAIN, RunRecord, flat
 
 FREE = {"data.workers", "run.log_every", "run.save_every", "run.keep", "source", "weights"}
 """Settings that no measured figure depends on, and the one that is compared."""
@@ -20,7 +20,14 @@ class Pair:
     random: RunRecord
     pretrained: RunRecord
 
-    def gain(self, key: str = "AP") -> float | None:
+    @property
+    def main(self) -> str:
+        """The figure that both are judged by."""
+        return self.random.main
+
+    def gain(self, key: str | None = None) -> float | None:
+        """What the pretrained one has more of a figure: of the main one, unless told."""
+        key = key or self.main
         before, after = self.random.figure(key), self.pretrained.figure(key)
         return None if before is None or after is None else after - before
 
@@ -31,6 +38,11 @@ class Series:
 
     pairs: tuple[Pair, ...]
 
+    @property
+    def main(self) -> str:
+        """The figure that all are judged by."""
+        return self.pairs[0].main
+
     def values(self, key: str) -> tuple[list[float], list[float]]:
         """The figure in the random and in the pretrained arms, in the order of the pairs that have both."""
         both = [(p.random.figure(key), p.pretrained.figure(key)) for p in self.pairs]
@@ -39,8 +51,8 @@ class Series:
 
 
 def measured(runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """Runs that hold at least one of COCO's figures."""
-    return [r for r in runs if r.figure("AP") is not None or r.figure("AP50") is not None]
+    """Runs that hold a figure that detectors are judged by."""
+    return [r for r in runs if any(r.figure(key) is not None for key in (*MAIN, "AP50"))]
 
 
 def pairs(runs: Sequence[RunRecord]) -> list[Pair]:

@@ -17,6 +17,9 @@ Curve = list[tuple[float, float | None]]
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve, in its order."""
 
+MAIN = {"AP": "Average precision", "mIoU": "Mean IoU"}
+"""What a detector is judged by: the first that it was measured by, and its name in words."""
+
 LARGEST = 1e30
 """Numbers beyond are taken for broken ones, as infinities are."""
 
@@ -69,6 +72,11 @@ class RunRecord:
         if isinstance(given, dict):
             given = given.get("path") or given.get("name") or "unnamed"
         return None if given in (None, "", "random") else str(given)
+
+    @property
+    def main(self) -> str:
+        """The key of the figure that it is judged by."""
+        return next((key for key in MAIN if self.figure(key) is not None), next(iter(MAIN)))
 
     def figure(self, key: str) -> float | None:
         """A number of results.json; None where there is none (COCO marks sizes that do not occur by -1)."""

@@ -10,9 +10,11 @@ from statistics import fmean
 from boxwise.report.charts import Line, bar_chart, line_chart
 from boxwise.report.compare import Pair, Series, measured
 from boxwise.report.facts import KINDS, NONE, amount, leaf, table
-from boxwise.report.read import FIGURES, Picture, RunRecord
+from boxwise.report.read import FIGURES, MAIN, Picture, RunRecord
 
-MAIN = ("AP", "AP50", "AP75")
+BOXES = ("AP", "AP50", "AP75")
+OTHERS = ("mask_AP", "kp_AP", "gps_AP", "gpsm_AP", "mIoU")
+"""Shown where a run has them."""
 
 CHARTS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("ssl/feature_std",), "Spread of embeddings", "1 is even over the sphere, 0 is collapse"),
@@ -35,33 +37,46 @@ def claims(runs: Sequence[RunRecord], pairs: Sequence[Pair], series: Sequence[Se
     if not shown:
         return ""
     if series:
-        cards = [_series_claim(s) for s in series if s.values("AP")[0]]
+        cards = [_series_claim(s) for s in series if s.values(s.main)[0]]
     else:
         cards = [_pair_claim(p) for p in pairs if p.gain() is not None]
-    rows = [(run.name, i, [run.figure(k) for k in MAIN]) for i, run in enumerate(shown)]
-    bars = bar_chart("Average precision, 0 to 100", MAIN, rows)
+    keys = _columns(shown)
+    rows = [(run.name, i, [run.figure(k) for k in keys]) for i, run in enumerate(shown)]
+    bars = bar_chart(f"{_words(shown)}, 0 to 100", keys, rows)
     return f'<section class="lead">{"".join(cards)}{bars}</section>'
 
 
+def _columns(runs: Sequence[RunRecord]) -> list[str]:
+    """The figures that at least one run has; those of boxes together."""
+    known = {key for key in (*BOXES, *OTHERS) if any(run.figure(key) is not None for run in runs)}
+    return [*(BOXES if known & {*BOXES} else ()), *(key for key in OTHERS if key in known)]
+
+
+def _words(runs: Sequence[RunRecord]) -> str:
+    """What the runs are judged by."""
+    return " / ".join(words for key, words in MAIN.items() if key in {run.main for run in runs})
+
+
 def _pair_claim(pair: Pair) -> str:
-    before, after = pair.random.figure("AP") or 0.0, pair.pretrained.figure("AP") or 0.0
-    rest = [f"{gain:+.1f} {key}" for key in MAIN[1:] if (gain := pair.gain(key)) is not None]
+    before, after = pair.random.figure(pair.main) or 0.0, pair.pretrained.figure(pair.main) or 0.0
+    others = (key for key in _columns([pair.random]) if key != pair.main)
+    rest = [f"{gain:+.1f} {key}" for key in others if (gain := pair.gain(key)) is not None]
     names = f"{escape(pair.pretrained.name)} against {escape(pair.random.name)}"
     text = f"{names}: same settings, data and seed{'; ' if rest else ''}{' and '.join(rest)}."
-    return _claim(before, after, text)
+    return _claim(MAIN[pair.main], before, after, text)
 
 
 def _series_claim(series: Series) -> str:
-    before, after = series.values("AP")
+    before, after = series.values(series.main)
     spans = [f"{min(v):.1f} to {max(v):.1f}" for v in (before, after)]
     apart = "the ranges are apart" if min(after) > max(before) else "the ranges overlap"
     text = f"Means over {len(before)} seeds. Random {spans[0]}, pretrained {spans[1]}: {apart}."
-    return _claim(fmean(before), fmean(after), text)
+    return _claim(MAIN[series.main], fmean(before), fmean(after), text)
 
 
-def _claim(before: float, after: float, text: str) -> str:
+def _claim(words: str, before: float, after: float, text: str) -> str:
     return (
-        '<div class="card claim"><h3>Average precision of the detector</h3><div class="arms">'
+        f'<div class="card claim"><h3>{words} of the detector</h3><div class="arms">'
         f'<span class="from">{before:.1f}<small>random weights</small></span>'
         f'<span class="arrow">&rarr;</span><span class="to">{after:.1f}<small>pretrained</small></span>'
         f"{_pill(after - before)}</div><p>{text}</p></div>"
@@ -69,12 +84,13 @@ def _claim(before: float, after: float, text: str) -> str:
 
 
 def figures(runs: Sequence[RunRecord], pairs: Sequence[Pair]) -> str:
-    """The table of AP figures, with the gain of every run that has a random twin, and all of COCO's."""
+    """The table of figures, with the gain of every run that has a random twin, and all of COCO's."""
     shown = measured(runs)
     if not shown:
         return ""
     gains = {p.pretrained.path: p.gain() for p in pairs}
-    best = {k: max(r.figure(k) or 0.0 for r in shown) if len(shown) > 1 else -1.0 for k in FIGURES}
+    keys = _columns(shown)
+    best = {k: max(r.figure(k) or 0.0 for r in shown) if len(shown) > 1 else -1.0 for k in (*FIGURES, *keys)}
     rows, rest = [], []
     for run in shown:
         gain = gains.get(run.path)
@@ -83,18 +99,18 @@ def figures(runs: Sequence[RunRecord], pairs: Sequence[Pair]) -> str:
                 escape(run.name),
                 escape(run.weights or "random"),
                 leaf(run.seed),
-                *(_figure(run, k, best[k]) for k in MAIN),
+                *(_figure(run, k, best[k]) for k in keys),
                 NONE if gain is None else _pill(gain),
                 *(amount(run.results.get(k)) for k in ("images", "seconds")),
             ]
         )
-        rest.append([escape(run.name), *(_figure(run, k, best[k]) for k in FIGURES)])
-    main = table(["run", "weights", "seed", *MAIN, "gain in AP", "images", "seconds"], rows, words=2)
+        if run.main == "AP":
+            rest.append([escape(run.name), *(_figure(run, k, best[k]) for k in FIGURES)])
+    gained = "gain in " + " or ".join(key for key in MAIN if key in {run.main for run in shown})
+    main = table(["run", "weights", "seed", *keys, gained, "images", "seconds"], rows, words=2)
     twelve = table(["run", *FIGURES], rest, words=1)
-    return (
-        f'<section><h2>Detection</h2><div class="card wide">{main}'
-        f"<details><summary>All twelve COCO figures</summary>{twelve}</details></div></section>"
-    )
+    more = f"<details><summary>All twelve COCO figures</summary>{twelve}</details>" if rest else ""
+    return f'<section><h2>Detection</h2><div class="card wide">{main}{more}</div></section>'
 
 
 def _figure(run: RunRecord, key: str, best: float) -> str:
