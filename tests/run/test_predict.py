@@ -20,7 +20,8 @@ from boxwise.engine.device import dtype_of
 from boxwise.interop.files import write_state
 from boxwise.run.evaluate import load_detector
 from boxwise.run.picture_names import JPEG_SIDE, picture_names
-from boxwise.run.predict import Found, as_coco, predict
+from boxwise.run.predict import predict
+from boxwise.run.predict_detections import Found, as_coco
 from boxwise.strict import plain
 from boxwise.transfer.detectors.rcnn import FasterRCNNFPN
 from boxwise.transfer.evaluate import predict as predict_labelled
