@@ -19,12 +19,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from boxwise.config import settings
 from boxwise.data.targets import Labelled
+from boxwise.geometry.boxes import iou
 from boxwise.nn.encoder import Encoder
 from boxwise.shapes import Scalar
 from boxwise.transfer.detectors.base import Kind, Targets
@@ -32,6 +31,7 @@ from boxwise.transfer.detectors.heads import BoxHead
 from boxwise.transfer.detectors.pooler import RoIPooler
 from boxwise.transfer.detectors.rcnn import LEVELS, OnPyramid
 from boxwise.transfer.detectors.stages import BoxHeads, Features, Sampled, Sizes
+from boxwise.transfer.detectors.surface_layers import Decoder, SurfacePredictor, surface_head
 from boxwise.transfer.detectors.surface_losses import (
     Surfaces,
     joined,
@@ -41,7 +41,6 @@ from boxwise.transfer.detectors.surface_losses import (
 )
 from boxwise.transfer.metrics.geodesics import PARTS
 
-CONVS = 8
 LISTS: dict[str, tuple[float, float]] = {
     "dp_x": (0, 256),
     "dp_y": (0, 256),
@@ -103,54 +102,9 @@ class DensePoseHeads(BoxHeads):
         for boxes, matched, target in zip(sampled.boxes, sampled.matched, targets, strict=True):
             frames = target["dp_boxes"][matched]
             known = (frames[:, 2:] > frames[:, :2]).all(1)
-            keep.append(known & (_ious(boxes, target["boxes"][matched]) > self.min_iou))
+            overlap = iou(boxes[:, None], target["boxes"][matched][:, None])[:, 0, 0]  # row by row
+            keep.append(known & (overlap > self.min_iou))
         return sampled.only(keep)
-
-
-class Decoder(nn.Module):
-    """The pyramid as one map of its finest stride: convolutions and doublings of each level, added up.
-
-    Kirillov et al., Panoptic Feature Pyramid Networks, CVPR 2019, https://arxiv.org/abs/1901.02446
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.levels = nn.ModuleDict()
-        for doublings, level in enumerate(LEVELS.values()):
-            layers: list[nn.Module] = []
-            for _ in range(max(1, doublings)):
-                layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
-                if doublings:
-                    layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
-            self.levels[level] = nn.Sequential(*layers)
-        self.last = nn.Conv2d(channels, channels, 1)
-        _start(self)
-
-    def forward(self, maps: Features) -> Float[Tensor, "B C _h _w"]:
-        return self.last(torch.stack([level(maps[name]) for name, level in self.levels.items()]).sum(0))
-
-
-class SurfacePredictor(nn.Module):
-    """Four maps of four times as many cells a side: transposed convolutions, then a bilinear stretch."""
-
-    def __init__(self, channels: int, body: int) -> None:
-        super().__init__()
-        widths = {"body": body, "part": PARTS + 1, "u": PARTS + 1, "v": PARTS + 1}
-        self.maps = nn.ModuleDict(
-            {
-                name: nn.ConvTranspose2d(channels, width, 4, stride=2, padding=1)
-                for name, width in widths.items()
-            }
-        )
-        _start(self)
-
-    def forward(self, x: Float[Tensor, "M C s s"]) -> Surfaces:
-        read = {name: layer(x) for name, layer in self.maps.items()}
-        exact = {name: t.to(torch.promote_types(t.dtype, torch.float32)) for name, t in read.items()}
-        size = 2 * read["part"].shape[-1]
-        return Surfaces(
-            **{name: F.interpolate(t, (size, size), mode="bilinear") for name, t in exact.items()}
-        )
 
 
 @settings
@@ -229,32 +183,6 @@ class DensePoseRCNN(OnPyramid):
         stage.min_iou = self.min_iou
         stage.weights = self.body_weight, self.part_weight, self.place_weight
         return stage
-
-
-def surface_head(channels: int, width: int) -> nn.Sequential:
-    """Eight convolutions that keep their cells."""
-    layers: list[nn.Module] = []
-    for inputs in (channels, *[width] * (CONVS - 1)):
-        layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(inplace=True)]
-    head = nn.Sequential(*layers)
-    _start(head)
-    return head
-
-
-def _start(module: nn.Module) -> None:
-    """He's normal start by outputs, and no bias."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-            assert part.bias is not None
-            nn.init.zeros_(part.bias)
-
-
-def _ious(a: Float[Tensor, "n 4"], b: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
-    """Of boxes row by row."""
-    shared = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b)]
-    return shared / (areas[0] + areas[1] - shared)
 
 
 def _wrong(annotation: dict[str, Any]) -> str:
