@@ -6,48 +6,20 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field
-
-from boxwise.config import LARS, SGD, AdamW, Brought, Data, Run, Schedule, TransferData
+from boxwise.config import Brought, Data, Optimiser, Run, Schedule, TransferData
 from boxwise.data.cut import ViewSpec
 from boxwise.data.order import whole_batches
 from boxwise.data.paste import fewest
-from boxwise.methods import detco, image_level, insloc, resim, scrl, soco
 from boxwise.methods.base import MethodConfig
 from boxwise.nn.encoder import RESNETS, EncoderConfig
+from boxwise.recipes.built_in import BuiltInDetector, BuiltInMethod, BuiltInOptimiser
 from boxwise.strict import Raw, SettingsError, keys, merge, nearest, plain, read
-from boxwise.transfer.detectors import c4, densepose, fcn16s, fcos, keypoint_rcnn, mask_rcnn, rcnn, retinanet
 from boxwise.transfer.detectors.base import DetectorConfig
 from boxwise.transfer.evaluate import Measure
 
 C = TypeVar("C", bound="Configuration")
-Optimiser = Annotated[SGD | LARS | AdamW, Field(discriminator="name")]
-BuiltInMethod = Annotated[
-    scrl.Config
-    | insloc.Config
-    | soco.Config
-    | detco.Config
-    | resim.Config
-    | resim.SimSiamConfig
-    | image_level.MoCoConfig
-    | image_level.BYOLConfig
-    | image_level.SimSiamConfig,
-    Field(discriminator="name"),
-]
-BuiltInDetector = Annotated[
-    rcnn.FasterRCNNFPN
-    | mask_rcnn.MaskRCNNFPN
-    | keypoint_rcnn.KeypointRCNNFPN
-    | c4.FasterRCNNC4
-    | c4.MaskRCNNC4
-    | retinanet.RetinaNet
-    | fcos.FCOS
-    | fcn16s.FCN16s
-    | densepose.DensePoseRCNN,
-    Field(discriminator="name"),
-]
 
 SHORT = {
     "batch_size": "run.batch_size",
@@ -71,7 +43,7 @@ class Configuration(ABC):
 
     __slots__ = ()
     name: str
-    optim: SGD | LARS | AdamW
+    optim: Optimiser
     schedule: Schedule
     run: Run
     data: Data
@@ -166,7 +138,7 @@ class Recipe(Configuration):
     method: MethodConfig
     encoder: EncoderConfig
     views: tuple[ViewSpec, ...]
-    optim: SGD | LARS | AdamW
+    optim: Optimiser
     schedule: Schedule
     run: Run = Run()
     data: Data = Data()
@@ -176,7 +148,7 @@ class Recipe(Configuration):
             "method": type(self.method),
             "encoder": EncoderConfig,
             "views": tuple[ViewSpec, ...],
-            "optim": Optimiser,
+            "optim": BuiltInOptimiser,
             "schedule": Schedule,
             "run": Run,
             "data": Data,
@@ -231,7 +203,7 @@ class TransferRecipe(Configuration):
 
     name: str
     detector: DetectorConfig
-    optim: SGD | LARS | AdamW
+    optim: Optimiser
     schedule: Schedule
     run: Run = Run()
     data: TransferData = TransferData()
@@ -241,7 +213,7 @@ class TransferRecipe(Configuration):
     def kinds(self) -> dict[str, Any]:
         return {
             "detector": type(self.detector),
-            "optim": Optimiser,
+            "optim": BuiltInOptimiser,
             "schedule": Schedule,
             "run": Run,
             "data": TransferData,

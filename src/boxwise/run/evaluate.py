@@ -10,7 +10,7 @@ from typing import Any, Literal
 from boxwise.data.targets import Category, open_labelled
 from boxwise.engine.loop import device_of
 from boxwise.interop.files import find_model, read_card, read_state
-from boxwise.recipes.recipe import BuiltInDetector
+from boxwise.recipes.built_in import BuiltInDetector
 from boxwise.strict import plain, read
 from boxwise.transfer.detectors.base import Detector, DetectorConfig
 from boxwise.transfer.evaluate import Measure, measured, precision_of
