@@ -17,9 +17,9 @@ from boxwise.run.finetune import labelled_splits
 from boxwise.run.pretrain import run_recipe
 from boxwise.run.scenes import scenes
 
-UNLABELLED, LABELLED, TEST = 3000, 300, 300
+UNLABELLED, LABELLED, TEST = 3000, 300, 600
 """Scenes to pretrain on, to fine-tune on, and to measure on."""
-PRETRAIN_STEPS, FINETUNE_STEPS = 900, 350
+PRETRAIN_STEPS, FINETUNE_STEPS = 1000, 350
 """What fits into ten minutes on two cores."""
 LEAST = 32
 """Scenes of a kind at any scale: one batch."""
