@@ -20,7 +20,7 @@ from boxwise.cli import main
 from boxwise.data import targets
 from boxwise.engine.guard import Diverged
 from boxwise.run import compare as verb
-from boxwise.run import finetune as finetuning
+from boxwise.run import detector_run
 from boxwise.run.compare import compare
 from boxwise.run.scenes import scenes
 from boxwise.strict import load_yaml
@@ -177,21 +177,21 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
 ) -> None:
     """Breaks when finished runs are trained again, the interrupted one is not resumed, or results differ for it."""
     out = tmp_path / "out"
-    real, calls = finetuning.measure, iter(range(9))
+    real, calls = detector_run.measure, iter(range(9))
 
     def stopping(*args: Any, **options: Any) -> Any:
         if next(calls) == 2:
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    monkeypatch.setattr(finetuning, "measure", stopping)
+    monkeypatch.setattr(detector_run, "measure", stopping)
     with pytest.raises(KeyboardInterrupt):
         started(out)
     first = ["random_0.5_0", "weights_0.5_0", "random_1.0_0"]
     assert trained == first and facts(out / "runs" / first[2])["status"] == "interrupted"
     early = results(out)
     assert [r["arm"] for r in early["runs"]] == [*ARMS] and len(early["missing"]) == 6
-    monkeypatch.setattr(finetuning, "measure", real)
+    monkeypatch.setattr(detector_run, "measure", real)
     trained.clear()
     started(out)
     assert trained == [first[2], "weights_1.0_0", *(name[:-1] + "1" for name in [*first, "weights_1.0_0"])]

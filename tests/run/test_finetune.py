@@ -115,7 +115,9 @@ def test_pretrained_weights_arrive_in_a_detector_of_their_shape(
     found = load_detector(out)
     assert (found.config.backbone, found.config.fpn_channels) == ("test_resnet", 24)
     assert found.model.mean == pytest.approx([0.5, 0.4, 0.3])
-    assert [c.name for c in found.categories] == [c.name for c in open_labelled(data, split="train").categories]
+    assert [c.name for c in found.categories] == [
+        c.name for c in open_labelled(data, split="train").categories
+    ]
     assert load_yaml(out / "config.yaml")["detector"]["fpn_channels"] == 24
     match = (out / "match.txt").read_text()
     assert str(pretrained) in match and match.count("100.0 %") == 3 and "missing" in match

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny import DETECTOR, facts, flags, photos, rows, settings
 
 from boxwise.cli import main
-from boxwise.run import finetune as verb
+from boxwise.run import detector_run
 from boxwise.run.evaluate import load_detector
 from boxwise.run.finetune import finetune
 from boxwise.run.pretrain import pretrain
@@ -86,13 +86,13 @@ def test_a_run_killed_while_norms_are_measured_ends_as_if_it_had_not_been(
     """Breaks when the measure starts from statistics, or from draws, of which the checkpoint knows nothing."""
     given = {**DETECTOR, "measure.precise_bn": 3, "detector.box_batch_size_per_image": 4}
     whole = finetune("faster_rcnn_fpn", data, tmp_path / "whole", settings=given)
-    honest = verb.remeasured
+    honest = detector_run.remeasured
 
     def killed(module: Any, batches: Any, **more: Any) -> int:
         honest(module, [next(iter(batches))], **more)
         raise OSError("the machine went away")
 
-    monkeypatch.setattr(verb, "remeasured", killed)
+    monkeypatch.setattr(detector_run, "remeasured", killed)
     with pytest.raises(OSError, match="went away"):
         finetune("faster_rcnn_fpn", data, tmp_path / "cut", settings=given)
     assert not (tmp_path / "cut" / "export").exists()
