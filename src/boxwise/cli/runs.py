@@ -15,7 +15,7 @@ from boxwise.strict import SettingsError
 
 @dataclasses.dataclass(kw_only=True)
 class Evaluate(Verb):
-    """Measure a fine-tuned detector: COCO's twelve figures."""
+    """Measure a fine-tuned detector on labelled images, by the rules of its data."""
 
     run: Positional[Annotated[Path, arg(metavar="RUN")]]
     """A folder that `boxwise finetune` wrote."""

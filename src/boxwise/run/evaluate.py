@@ -1,4 +1,4 @@
-"""`boxwise evaluate`: COCO's twelve figures of a detector that was fine-tuned before."""
+"""`boxwise evaluate`: the figures of a detector that was fine-tuned before."""
 
 from __future__ import annotations
 
