@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -135,6 +136,14 @@ class DetectorConfig(ABC):
         for key in keys:
             if getattr(self, key) < 1:
                 yield f"detector.{key}: expected 1 or more, got {getattr(self, key)}"
+
+    def shrink(self) -> float:
+        """What default sizes in pixels are multiplied by: a power of two, 1 at 800 px and 1/4 at the least."""
+        return 2.0 ** min(0, max(-2, round(math.log2(self.min_size / 800))))
+
+    def default_anchors(self) -> tuple[int, ...]:
+        """Five sizes in pixels that follow the images'."""
+        return tuple(round(32 * 2**level * self.shrink()) for level in range(5))
 
     def hold(self, encoder: Encoder) -> None:
         """Stops what is to be frozen from training."""

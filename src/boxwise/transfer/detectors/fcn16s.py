@@ -36,6 +36,7 @@ from boxwise.nn.encoder import RESNETS, Encoder, EncoderConfig, build_encoder
 from boxwise.shapes import Image, Scalar
 from boxwise.transfer.detectors.base import Detector, DetectorConfig, Jitter, Kind, Targets, stage_ends
 from boxwise.transfer.detectors.freezing import stages
+from boxwise.transfer.detectors.precision import exact
 
 STRIDE = 16
 """Pixels between the cells of the last map."""
@@ -125,8 +126,7 @@ class FCN(Detector):
     def scores(self, images: Image) -> Float[Tensor, "B K H W"]:
         """Before softmax, and never below float32."""
         cells = self.classifier(self.backbone(images)["c5"])
-        exact = cells.to(torch.promote_types(cells.dtype, torch.float32))
-        return stretched(exact, images.shape[-2], images.shape[-1])
+        return stretched(exact(cells), images.shape[-2], images.shape[-1])
 
 
 def fcn_head(inputs: int, width: int, classes: int, *, dilation: int) -> nn.Sequential:

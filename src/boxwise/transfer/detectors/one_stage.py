@@ -62,10 +62,6 @@ class OneStage(DetectorConfig):
             fpn_levels=("p3", "p4", "p5"),
         )
 
-    def shrink(self) -> float:
-        """What default sizes in pixels are multiplied by: a power of two, 1 at 800 px and 1/4 at the least."""
-        return 2.0 ** min(0, max(-2, round(math.log2(self.min_size / 800))))
-
     def problems(self, *, pretrained: bool) -> Iterator[str]:
         yield from DetectorConfig.problems(self, pretrained=pretrained)
         yield from self.outside(

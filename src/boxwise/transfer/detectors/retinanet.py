@@ -57,7 +57,7 @@ class RetinaNet(OneStage):
 
     def anchors(self) -> tuple[int, ...]:
         """Pixels, the first of each of p3 to p7."""
-        return self.anchor_sizes or tuple(round(32 * 2**level * self.shrink()) for level in range(5))
+        return self.anchor_sizes or self.default_anchors()
 
     def problems(self, *, pretrained: bool) -> Iterator[str]:
         yield from OneStage.problems(self, pretrained=pretrained)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from boxwise.transfer.detectors.precision import exact
 from boxwise.transfer.detectors.rcnn import LEVELS
 from boxwise.transfer.detectors.stages import Features
 from boxwise.transfer.detectors.surface_losses import Surfaces
@@ -53,12 +54,9 @@ class SurfacePredictor(nn.Module):
         _start(self)
 
     def forward(self, x: Float[Tensor, "M C s s"]) -> Surfaces:
-        read = {name: layer(x) for name, layer in self.maps.items()}
-        exact = {name: t.to(torch.promote_types(t.dtype, torch.float32)) for name, t in read.items()}
+        read = {name: exact(layer(x)) for name, layer in self.maps.items()}
         size = 2 * read["part"].shape[-1]
-        return Surfaces(
-            **{name: F.interpolate(t, (size, size), mode="bilinear") for name, t in exact.items()}
-        )
+        return Surfaces(**{name: F.interpolate(t, (size, size), mode="bilinear") for name, t in read.items()})
 
 
 def surface_head(channels: int, width: int) -> nn.Sequential:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict, TypeVar
 
@@ -118,20 +117,12 @@ class TwoStage(DetectorConfig):
     nms_threshold: float = 0.5
     detections_per_image: int = 100
 
-    def shrink(self) -> float:
-        """What default anchors and canonical size are multiplied by: a power of two, 1 at 800 px."""
-        return 2.0 ** min(0, max(-2, round(math.log2(self.min_size / 800))))
-
     def problems(self, *, pretrained: bool) -> Iterator[str]:
         yield from DetectorConfig.problems(self, pretrained=pretrained)
         yield from self.outside({"sampling_ratio": (0, 16), **dict.fromkeys(SHARES, (0, 1))})
         yield from self.below_one(COUNTS)
         if min(self.rpn_beta, self.box_beta) < 0:
             yield "detector.rpn_beta, detector.box_beta: expected 0 or more"
-
-    def default_anchors(self) -> tuple[int, ...]:
-        """Five sizes in pixels that follow the images'."""
-        return tuple(round(32 * 2**level * self.shrink()) for level in range(5))
 
     def first_stage(self, channels: int, sizes: Sequence[Sequence[int]], *, convs: int) -> Proposals:
         """Anchors of `sizes`, one entry a map, in three shapes; `convs` convolutions before the verdicts."""
