@@ -10,7 +10,8 @@ from cityscapesscripts.helpers.labels import labels, trainId2label
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from boxwise.transfer.metrics.semantic import IGNORE, Confusion, class_ious, mean_iou, semantic_figures
+from boxwise.data.targets import IGNORED
+from boxwise.transfer.metrics.semantic import Confusion, class_ious, mean_iou, semantic_figures
 
 CLASSES = 19
 
@@ -24,13 +25,13 @@ def scenes(seed: int, images: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     found = torch.where(torch.rand(truth.shape, generator=generator) < 0.6, truth, guess)
     truth[(truth == 2) | (truth == 3)] = 7
     found[(found == 2) | (found == 5)] = 8
-    truth[torch.rand(truth.shape, generator=generator) < 0.2] = IGNORE
+    truth[torch.rand(truth.shape, generator=generator) < 0.2] = IGNORED
     return truth, found
 
 
 def slow(truth: torch.Tensor, found: torch.Tensor) -> list[float]:
     """IoU of each class in loops over pixels; -1: neither there nor found."""
-    pairs = [p for p in zip(truth.flatten().tolist(), found.flatten().tolist()) if p[0] != IGNORE]
+    pairs = [p for p in zip(truth.flatten().tolist(), found.flatten().tolist()) if p[0] != IGNORED]
     ious = []
     for k in range(CLASSES):
         both = sum(t == k and f == k for t, f in pairs)
@@ -66,7 +67,7 @@ def test_iou_equals_the_scripts_of_cityscapes(tmp_path: Path) -> None:
     truth, found = scenes(1)
     to_id = np.zeros(256, dtype=np.uint8)
     to_id[:CLASSES] = [trainId2label[k].id for k in range(CLASSES)]
-    to_id[IGNORE] = next(label.id for label in labels if label.name == "static")
+    to_id[IGNORED] = next(label.id for label in labels if label.name == "static")
     args = copy.copy(scripts.args)
     args.evalInstLevelScore, args.evalPixelAccuracy, args.JSONOutput, args.quiet = False, False, False, True
     said, known = [], []
@@ -93,7 +94,7 @@ def test_a_pixel_of_no_class_is_an_error() -> None:
 
 def test_nothing_to_judge() -> None:
     """Breaks when no pixel becomes a mean of 0."""
-    nothing = torch.full((1, 4, 4), IGNORE)
+    nothing = torch.full((1, 4, 4), IGNORED)
     assert mean_iou(confusion(nothing, torch.zeros_like(nothing))) == -1
 
 

@@ -26,14 +26,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import zoom
 
+from boxwise.data.ground_truth import DENSE_SIDE
 from boxwise.transfer.metrics.coco import Result
 from boxwise.transfer.metrics.geodesics import PARTS, Geodesics
 from boxwise.transfer.metrics.similarity import NAMES, Scene, similarity_figures
 
 DENSEPOSE_FIGURES = tuple(f"{prefix}_{name}" for prefix in ("gps", "gpsm") for name in NAMES)
-
-SIDE = 255.0
-"""dp_x and dp_y count from 0 to 255 across and down the box."""
 
 Surface = UInt8[NDArray[np.uint8], "3 h w"]
 """Part, u and v of each pixel of a box; part 0 is background, u and v are in 255ths."""
@@ -101,8 +99,8 @@ def point_similarity(
         return 0.0
     left, top, width, height = annotation["bbox"]
     # Cut to whole pixels, as the evaluator of the papers does; what is less than one before the edge is inside.
-    column = (np.asarray(annotation["dp_x"]) * width / SIDE + left - box[0]).astype(np.int64)
-    row = (np.asarray(annotation["dp_y"]) * height / SIDE + top - box[1]).astype(np.int64)
+    column = (np.asarray(annotation["dp_x"]) * width / DENSE_SIDE + left - box[0]).astype(np.int64)
+    row = (np.asarray(annotation["dp_y"]) * height / DENSE_SIDE + top - box[1]).astype(np.int64)
     inside = (column >= 0) & (row >= 0) & (column < int(box[2])) & (row < int(box[3]))
     at = surface[:, np.where(inside, row, 0), np.where(inside, column, 0)]
     there = geodesics.nearest(np.where(inside, at[0], 0).astype(np.int64), at[1:].T / 255.0)

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Int64, Integer
 from torch import Tensor
 
-IGNORE = 255
-"""Truth that is not to be judged."""
+from boxwise.data.targets import IGNORED
 
 
 class Confusion:
@@ -21,11 +20,11 @@ class Confusion:
         self._table = torch.zeros(classes * classes + 2, dtype=torch.int64, device=device)
 
     def add(self, truth: Integer[Tensor, "*B H W"], found: Integer[Tensor, "*B H W"]) -> None:
-        """Both hold classes 0 .. C-1; where `truth` is IGNORE, `found` is not looked at."""
+        """Both hold classes 0 .. C-1; where `truth` is IGNORED, `found` is not looked at."""
         rows, columns, pairs = truth.long(), found.long(), self.classes**2
         known = (rows >= 0) & (rows < self.classes) & (columns >= 0) & (columns < self.classes)
         cells = torch.where(known, rows * self.classes + columns, pairs + 1)
-        cells = torch.where(rows == IGNORE, pairs, cells).flatten()
+        cells = torch.where(rows == IGNORED, pairs, cells).flatten()
         self._table.scatter_add_(0, cells, torch.ones_like(cells))  # bincount would wait for its length
 
     def counts(self) -> Int64[Tensor, "C C"]:
@@ -35,7 +34,7 @@ class Confusion:
         """
         if stray := int(self._table[-1]):
             raise ValueError(
-                f"{stray} pixels are of no class, neither 0 to {self.classes - 1} nor {IGNORE}: check how many "
+                f"{stray} pixels are of no class, neither 0 to {self.classes - 1} nor {IGNORED}: check how many "
                 "classes the labels have"
             )
         return self._table[:-2].view(self.classes, self.classes)
