@@ -72,13 +72,11 @@ class Labelled:
 
     def read(self, index: int) -> tuple[Picture, Labels]:
         """Raises BadImage where the file gives no picture, or one that is not of the json's size."""
-        row = int(self.index[index])
-        path = self.path(index)
+        path, found = self.path(index), self._rows(index)
         picture, orientation = self.decoded(index)
         stored = upright_size(picture.shape[2], picture.shape[1], orientation)
-        width, height = (int(v) for v in self.table.sizes[row])
+        width, height = self._said(index)
         turn = turn_of(path, (width, height), stored, orientation)
-        found = slice(self.table.first[row], self.table.first[row + 1])
         placed = upright_boxes(self.table.boxes[found], turn, width=width, height=height)
         arrays = placed, self.table.labels[found], self.table.areas[found], self.table.crowd[found]
         boxes, labels, area, crowd = (torch.from_numpy(np.array(a)) for a in arrays)

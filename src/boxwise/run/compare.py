@@ -78,7 +78,18 @@ def compare(
     """
     out = Path(out)
     _refuse(out, overwrite=overwrite, seeds=seeds, cache=cache)
-    plan = planned(data, out, init, labels, seeds, detector, images, val, config, dict(settings or {}))
+    plan = planned(
+        data,
+        out,
+        init=init,
+        labels=labels,
+        seeds=seeds,
+        detector=detector,
+        images=images,
+        val=val,
+        config=config,
+        settings=settings or {},
+    )
     lock = text_of(plan.lock if overwrite else joined(out, plan.lock))
     if dry_run:
         print(lock + _listing(plan, fresh=overwrite))
@@ -100,6 +111,7 @@ def compare(
 def planned(
     data: str | Path,
     out: Path,
+    *,
     init: Sequence[str | Path],
     labels: Sequence[float | int] | None,
     seeds: int,

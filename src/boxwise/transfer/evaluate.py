@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from boxwise.config import settings
 from boxwise.data.targets import Labelled
-from boxwise.engine.loop import dtype_of
+from boxwise.engine.device import dtype_of
 from boxwise.transfer.detectors.base import Detector, DetectorConfig, Targets
 from boxwise.transfer.metrics import Confusion, Metric, figures, semantic_figures
 from boxwise.transfer.metrics.densepose import densepose_figures
