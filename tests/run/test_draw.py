@@ -13,7 +13,17 @@ from PIL import Image
 from boxwise.data.coco import Category
 from boxwise.data.scenes import write_scenes
 from boxwise.data.targets import open_labelled
-from boxwise.run.draw import GAP, Thing, detections_sheet, drawn, encoded, found_things, hue, overlaid
+from boxwise.run.draw import (
+    GAP,
+    NAMED_SIDE,
+    Thing,
+    detections_sheet,
+    drawn,
+    encoded,
+    found_things,
+    hue,
+    overlaid,
+)
 
 CATEGORIES = (Category(3, "cat"), Category(7, "person", ("a", "b", "c"), ((1, 2), (2, 3))))
 
@@ -98,18 +108,34 @@ def test_a_files_bytes_are_what_its_name_says(suffix: str) -> None:
 
 
 def test_the_sheet_shows_truth_above_what_was_found(tmp_path: Path) -> None:
-    """Breaks when masks of the truth are not drawn, rows change places, or doubtful detections are shown."""
-    write_scenes(tmp_path, counts={"train": 1, "val": 1}, size=64)
+    """Breaks when masks of the truth are not drawn, rows change places, or more than the surest detections show."""
+    write_scenes(tmp_path, counts={"train": 1, "val": 1}, size=NAMED_SIDE)
     labelled = open_labelled(tmp_path, split="val", extras=["segmentation"])
     picture, truth = labelled.read(0)
     x0, y0, x1, y1 = truth.boxes[0].tolist()
-    one = {"image_id": labelled.image_id(0), "category_id": labelled.categories[0].id}
+    one = {"image_id": labelled.image_id(0), "category_id": labelled.categories[0].id, "score": 0.4}
     one |= {"bbox": [x0, y0, x1 - x0, y1 - y0]}
-    sheet = detections_sheet(labelled, [{**one, "score": 0.4}], count=3)
-    assert sheet.shape == (3, 2 * (64 + GAP), 64 + GAP)
-    below = sheet[:, 64 + GAP : -GAP, :-GAP]
-    assert torch.equal(below, picture)
-    changed = (sheet[:, :64, :64] != picture).any(0)
-    assert changed.sum() > 4 * (x1 - x0 + y1 - y0), "outlines alone change less"
-    sure = detections_sheet(labelled, [{**one, "score": 0.6}], count=3)[:, 64 + GAP : -GAP, :-GAP]
-    assert coloured(sure, hue(0, len(labelled.categories)))[int(y0) + 1, int(x0) : int(x1)].any()
+    other = {**one, "bbox": [0.0, 0.0, 20.0, 20.0], "category_id": labelled.categories[1].id, "score": 0.3}
+    rest = [{**one, "score": 0.35}] * (len(truth.boxes) - 1)
+    sheet = detections_sheet(
+        labelled, [], [other, *rest, one], [{**other, "score": 0.6}, *rest, one], count=3
+    )
+    rows = sheet.split(NAMED_SIDE + GAP, dim=1)
+    assert sheet.shape == (3, 4 * (NAMED_SIDE + GAP), NAMED_SIDE + GAP)
+    above, none, doubtful, sure = (row[:, :NAMED_SIDE, :NAMED_SIDE] for row in rows)
+    assert torch.equal(none, picture)
+    assert (above != picture).any(0).sum() > 4 * (x1 - x0 + y1 - y0), "outlines alone change less"
+    ours, others = (hue(k, len(labelled.categories)) for k in (0, 1))
+    assert coloured(doubtful, ours).any() and coloured(sure, ours).any()
+    assert coloured(sure, others)[:20, :20].any() and not coloured(doubtful, others)[:20, :20].any()
+
+
+def test_small_pictures_are_enlarged_for_words(tmp_path: Path) -> None:
+    """Breaks when boxes are drawn at the size of the source, or a sheet of small scenes stays unreadable."""
+    write_scenes(tmp_path, counts={"train": 1, "val": 1}, size=64)
+    labelled = open_labelled(tmp_path, split="val")
+    one = {"image_id": labelled.image_id(0), "category_id": labelled.categories[0].id, "score": 0.9}
+    sheet = detections_sheet(labelled, [{**one, "bbox": [8.0, 8.0, 40.0, 40.0]}], count=1)
+    assert sheet.shape == (3, 2 * (192 + GAP), 192 + GAP)
+    edges = coloured(sheet[:, 192 + GAP :], hue(0, len(labelled.categories)))
+    assert edges[24, 30:140].all() and edges[30:140, 24].all()

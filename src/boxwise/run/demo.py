@@ -13,6 +13,7 @@ from boxwise.data.sources import open_images
 from boxwise.interop.files import load_weights
 from boxwise.recipes import demo as recipes
 from boxwise.run.detector_run import run_transfer
+from boxwise.run.draw import detections_sheet, write_picture
 from boxwise.run.finetune import labelled_splits
 from boxwise.run.pretrain import run_recipe
 from boxwise.run.scenes import scenes
@@ -23,6 +24,8 @@ PRETRAIN_STEPS, FINETUNE_STEPS = 1000, 350
 """What fits into ten minutes on two cores."""
 LEAST = 32
 """Scenes of a kind at any scale: one batch."""
+SCENES_SHOWN = 6
+"""Scenes in the picture."""
 SHOWN = ("AP", "AP50", "AP75")
 
 
@@ -51,8 +54,11 @@ class Outcome:
 
 
 def demo(out: Path, *, seed: int = 0, scale: float = 1.0, overwrite: bool = False) -> Outcome:
-    """Draws scenes, pretrains, fine-tunes from random and pretrained weights with all else locked; writes
-    `out`/result.json. `scale` shortens everything alike; the figures then mean little."""
+    """Draws scenes, pretrains, fine-tunes from random and pretrained weights with all else locked.
+
+    Writes `out`/result.json, and `out`/demo.png: scenes as they are, as the random, and as the pretrained detector
+    sees them. `scale` shortens everything alike; the figures then mean little.
+    """
     if not 0 < scale <= 10:
         raise ValueError(f"--scale: expected a number in (0, 10], got {scale}")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
@@ -86,6 +92,8 @@ def demo(out: Path, *, seed: int = 0, scale: float = 1.0, overwrite: bool = Fals
         run_transfer(recipe, train, test, folder, origin="demo", weights=weights, overwrite=overwrite)
     arms = {arm: json.loads((folder / "results.json").read_text()) for arm, folder in runs.items()}
     (out / "result.json").write_text(json.dumps(arms, indent=2) + "\n")
+    found = [json.loads((folder / "detections.json").read_text()) for folder in runs.values()]
+    write_picture(detections_sheet(test, *found, count=SCENES_SHOWN), out / "demo.png")
     return Outcome((out / "pretrain", *runs.values()), arms)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,23 +130,30 @@ def hue(kind: float, count: int) -> Colour:
 
 
 def detections_sheet(
-    labelled: Labelled, found: Sequence[Mapping[str, Any]], *, count: int, sure: float = SURE
+    labelled: Labelled, *found: Sequence[Mapping[str, Any]], count: int, sure: float = SURE
 ) -> UInt8[Tensor, "3 _h _w"]:
-    """The first `count` images: truth above, detections with a score of at least `sure` below."""
-    by_image: dict[int, list[Mapping[str, Any]]] = {}
+    """The first `count` images: truth above, and below it what each of several detectors found.
+
+    Shown are detections with a score of at least `sure`, and in any case the surest, as many as there are things:
+    a detector of few steps is seldom sure. Small pictures are enlarged, so that there is room for words.
+    """
+    by_image: list[dict[int, list[Mapping[str, Any]]]] = []
     for one in found:
-        if one["score"] >= sure:
-            by_image.setdefault(one["image_id"], []).append(one)
+        by_image.append({})
+        for result in sorted(one, key=lambda result: -result["score"]):
+            by_image[-1].setdefault(result["image_id"], []).append(result)
     columns = []
     for i in range(min(count, len(labelled))):
         pixels, labels = labelled.read(i)
         source = (pixels.shape[1], pixels.shape[2])
-        small = _within(pixels, SHEET_SIDE)
-        mine = found_things(by_image.get(labelled.image_id(i), []), labelled.categories)
-        pair = [
-            drawn(small, things, labelled.categories, source=source) for things in (true_things(labels), mine)
-        ]
-        columns.append(torch.cat([framed(p, small.shape[-2], small.shape[-1]) for p in pair], dim=1))
+        shown = _resized(pixels)
+        rows = [true_things(labels)]
+        for lists in by_image:
+            mine = lists.get(labelled.image_id(i), [])
+            kept = [one for k, one in enumerate(mine) if one["score"] >= sure or k < len(rows[0])]
+            rows.append(found_things(kept, labelled.categories))
+        pictures = [drawn(shown, things, labelled.categories, source=source) for things in rows]
+        columns.append(torch.cat([framed(p, shown.shape[-2], shown.shape[-1]) for p in pictures], dim=1))
     height = max(c.shape[1] for c in columns)
     return torch.cat([framed(c, height - GAP, c.shape[2] - GAP) for c in columns], dim=2)
 
@@ -231,10 +239,10 @@ def _area(thing: Thing) -> float:
     return (right - left) * (bottom - top)
 
 
-def _within(pixels: Picture, side: int) -> Picture:
-    """Shrunk where its longer side is above `side`."""
+def _resized(pixels: Picture) -> UInt8[Tensor, "3 _h _w"]:
+    """Shrunk to `SHEET_SIDE`, or enlarged by a whole number to `NAMED_SIDE` and beyond; most pictures stay."""
     height, width = pixels.shape[1:]
-    scale = side / max(height, width)
-    if scale >= 1:
+    scale = min(SHEET_SIDE / max(height, width), max(1.0, math.ceil(NAMED_SIDE / min(height, width))))
+    if scale == 1:
         return pixels
     return T.resize(pixels, [max(1, round(height * scale)), max(1, round(width * scale))], antialias=True)
