@@ -20,7 +20,7 @@ from boxwise.run.scenes import scenes
 
 UNLABELLED, LABELLED, TEST = 3000, 300, 600
 """Scenes to pretrain on, to fine-tune on, and to measure on."""
-PRETRAIN_STEPS, FINETUNE_STEPS = 1000, 350
+PRETRAIN_STEPS, FINETUNE_STEPS = 750, 500
 """What fits into ten minutes on two cores."""
 LEAST = 32
 """Scenes of a kind at any scale: one batch."""
