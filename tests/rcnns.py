@@ -9,6 +9,15 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SMALL: dict[str, Any] = {
+    "backbone": "resnet18",
+    "fpn_channels": 16,
+    "min_size": 64,
+    "max_size": 96,
+    "box_batch_size_per_image": 16,
+    "rpn_post_nms_train": 40,
+}
+"""A detector on a pyramid that takes moments."""
 SIZES: dict[str, Any] = {"min_size": 96, "max_size": 160}
 FEW: dict[str, Any] = {
     **SIZES,

@@ -16,22 +16,25 @@ from boxwise.data.targets import open_labelled
 from boxwise.transfer.detectors.keypoint_rcnn import KeypointRCNNFPN
 from boxwise.transfer.detectors.precision import KeypointPredictor
 from boxwise.transfer.detectors.rcnn import PyramidRCNN
-from rcnns import FEW, MEAN, STD, TOLD, assert_same_finds, assert_same_training, block, pictures, silent
-
-SMALL: dict[str, Any] = {
-    "backbone": "resnet18",
-    "fpn_channels": 16,
-    "keypoint_channels": 16,
-    "min_size": 64,
-    "max_size": 96,
-    "box_batch_size_per_image": 16,
-    "rpn_post_nms_train": 40,
-}
+from rcnns import (
+    FEW,
+    MEAN,
+    SMALL,
+    STD,
+    TOLD,
+    assert_same_finds,
+    assert_same_training,
+    block,
+    pictures,
+    silent,
+)
 
 
 def small(**changes: Any) -> PyramidRCNN:
     torch.manual_seed(0)
-    return KeypointRCNNFPN(**{**SMALL, **changes}).build(classes=2, mean=MEAN, std=STD)
+    return KeypointRCNNFPN(**{**SMALL, "keypoint_channels": 16, **changes}).build(
+        classes=2, mean=MEAN, std=STD
+    )
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,18 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet5
 
 from boxwise.transfer.detectors.mask_rcnn import MaskRCNNFPN, mask_loss, mask_targets
 from boxwise.transfer.detectors.rcnn import PyramidRCNN
-from rcnns import FEW, MEAN, STD, TOLD, assert_same_finds, assert_same_training, block, pictures, silent
-
-SMALL: dict[str, Any] = {
-    "backbone": "resnet18",
-    "fpn_channels": 16,
-    "min_size": 64,
-    "max_size": 96,
-    "box_batch_size_per_image": 16,
-    "rpn_post_nms_train": 40,
-}
+from rcnns import (
+    FEW,
+    MEAN,
+    SMALL,
+    STD,
+    TOLD,
+    assert_same_finds,
+    assert_same_training,
+    block,
+    pictures,
+    silent,
+)
 
 
 def small(**changes: Any) -> PyramidRCNN:

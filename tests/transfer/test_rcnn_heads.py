@@ -15,16 +15,7 @@ from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.heads import box_head
 from boxwise.transfer.detectors.mask_rcnn import MaskRCNNFPN
 from boxwise.transfer.detectors.rcnn import FasterRCNNFPN, PyramidRCNN
-from rcnns import FEW, MEAN, STD, TOLD, assert_same_finds, assert_same_training, block, pictures
-
-SMALL: dict[str, Any] = {
-    "backbone": "resnet18",
-    "fpn_channels": 16,
-    "min_size": 64,
-    "max_size": 96,
-    "box_batch_size_per_image": 16,
-    "rpn_post_nms_train": 40,
-}
+from rcnns import FEW, MEAN, SMALL, STD, TOLD, assert_same_finds, assert_same_training, block, pictures
 
 
 def small(**changes: Any) -> PyramidRCNN:
