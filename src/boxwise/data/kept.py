@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from boxwise.data.decode import BadImage
 from boxwise.data.targets import Labelled
+from boxwise.data.workers import cores
 from boxwise.shapes import Picture
 
 
@@ -92,10 +92,6 @@ def _pictures(labelled: Labelled, *, chunk: int = 64) -> Iterator[tuple[Picture,
         except BadImage:
             return None
 
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(labelled), chunk):
             yield from pool.map(read, range(start, min(start + chunk, len(labelled))))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

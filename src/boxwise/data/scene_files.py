@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from boxwise.data.scene_stage import CLASSES, draw
+from boxwise.data.workers import cores
 
 START = {"train": 1, "val": 1_000_000_001, "unlabelled": 2_000_000_001}
 """The first scene of each split. An image's id, and the number in its file's name, is its scene's index."""
@@ -91,8 +92,7 @@ def _move_in(source: Path, out: Path) -> None:
 @contextmanager
 def _mapper(total: int, workers: int | None) -> Iterator[Any]:
     """`map` over this process or many; the order of results is that of the inputs either way."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = workers if workers is not None else (cores if total > ALONE else 0)
+    workers = workers if workers is not None else (cores() if total > ALONE else 0)
     if workers <= 1:
         yield map
         return

@@ -146,14 +146,18 @@ class Ahead(Generic[T]):
             yield batch
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_workers(for_gpu: bool, *, world: int = 1) -> int:
     """Processes that help: a GPU's host decodes on all its cores, a CPU that trains spares one in four.
 
     The ranks on this machine share its cores.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ranks = min(world, max(1, torch.cuda.device_count())) if for_gpu else world
-    share = max(1, cores // ranks)
+    share = max(1, cores() // ranks)
     return min(share, 16) if for_gpu else min(max(1, share // 4), share - 1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from boxwise.data.sources import open_images
+from boxwise.engine.atomic import read_json, write_json
 from boxwise.interop.files import load_weights
 from boxwise.recipes import demo as recipes
 from boxwise.run.detector_run import run_transfer
@@ -90,9 +90,9 @@ def demo(out: Path, *, seed: int = 0, scale: float = 1.0, overwrite: bool = Fals
         _say(f"{part}/4 fine-tuning from {arm} weights on {len(train)} labelled scenes")
         weights = load_weights(out / "pretrain") if arm == "pretrained" else None
         run_transfer(recipe, train, test, folder, origin="demo", weights=weights, overwrite=overwrite)
-    arms = {arm: json.loads((folder / "results.json").read_text()) for arm, folder in runs.items()}
-    (out / "result.json").write_text(json.dumps(arms, indent=2) + "\n")
-    found = [json.loads((folder / "detections.json").read_text()) for folder in runs.values()]
+    arms = {arm: read_json(folder / "results.json") for arm, folder in runs.items()}
+    write_json(out / "result.json", arms)
+    found = [read_json(folder / "detections.json") for folder in runs.values()]
     write_picture(detections_sheet(test, *found, count=SCENES_SHOWN), out / "demo.png")
     return Outcome((out / "pretrain", *runs.values()), arms)
 

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from boxwise.data.workers import cores
 from boxwise.engine.loop import device_of, dtype_of
 from boxwise.run.memory import free_memory
 
@@ -26,10 +27,7 @@ def doctor() -> tuple[str, bool]:
         ("device", lambda: _device(device)),
         ("precision", lambda: f"auto means {str(dtype_of('auto', device)).removeprefix('torch.')}"),
         ("memory", lambda: _memory(device)),
-        (
-            "cores",
-            lambda: f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}",
-        ),
+        ("cores", lambda: str(cores())),
         ("shared memory", _shared_memory),
         ("roi_align", lambda: _roi_align(device)),
         ("jpeg", _jpeg),

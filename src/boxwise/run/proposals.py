@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -27,6 +26,7 @@ from boxwise.data.propose import (
 )
 from boxwise.data.selective_search import Values
 from boxwise.data.sources import Files, open_images
+from boxwise.data.workers import cores
 from boxwise.engine.atomic import written
 from boxwise.engine.device import leads, place
 from boxwise.engine.lock import Lock
@@ -164,8 +164,7 @@ def _parts_folder(out: Path, generator: Generator) -> Path:
 def _workers(asked: int | None, neighbours: int) -> int:
     if asked is not None:
         return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // neighbours)
+    return max(1, cores() // neighbours)
 
 
 def _make_part(
