@@ -19,7 +19,7 @@ from boxwise.interop.keys import WeightsError
 from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.heads import box_head
 from boxwise.transfer.detectors.fcos import FCOS, matches
-from boxwise.transfer.detectors.one_stage import OneStage, OneStageDetector, assigned, focal
+from boxwise.transfer.detectors.one_stage import OneStage, OneStageDetector, UpperBlocks, assigned, focal
 from boxwise.transfer.detectors.rcnn import FasterRCNNFPN
 from boxwise.transfer.detectors.retinanet import RetinaNet
 from boxwise.transfer.samples import DetectionBatch, TrainSamples, collate
@@ -469,6 +469,25 @@ def test_bfloat16_trains_and_boxes_stay_exact(family: type[OneStage], batch: Det
     assert maps[0].dtype == torch.bfloat16 and {t.dtype for t in outputs.values()} == {torch.float32}
     assert torch.equal(anchors, model.anchor_generator(images, [m.float() for m in maps])[0])
     assert (one["boxes"].dtype, one["scores"].dtype) == (torch.float32, torch.float32)
+
+
+@pytest.mark.parametrize("side", [1, 2])
+def test_gradients_of_the_upper_levels_are_written_to_the_last(side: int) -> None:
+    """Breaks when p6 and p7 of small images learn from uninitialised memory: on CPUs with bfloat16 the norm of their
+    gradients was infinite in some steps, and merely wrong in others."""
+    torch.manual_seed(0)
+    above, c5 = UpperBlocks(16, 16), torch.randn(2, 16, side, side)
+    found: list[list[torch.Tensor]] = []
+    for enabled in (False, *[True] * 6):
+        above.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            levels, names = above([c5], [c5], ["p5"])
+        torch.full((9 * 16 * 16 * 4,), math.nan)  # what the next tensor finds in memory
+        sum(level.float().sum() for level in levels).backward()
+        found.append([p.grad.clone() for p in above.parameters()])
+    assert names == ["p5", "p6", "p7"]
+    for grads in found[1:]:
+        torch.testing.assert_close(grads, found[0], rtol=0.05, atol=0.05)
 
 
 def test_problems_are_named() -> None:

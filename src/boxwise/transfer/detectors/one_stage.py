@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
@@ -110,7 +111,7 @@ class UpperPyramid(Encoder):
     def __init__(self, config: EncoderConfig, *, p6_from: Literal["c5", "p5"]) -> None:
         super().__init__(dataclasses.replace(config, fpn=False))
         below, width = [self.channels[name] for name in ("c3", "c4", "c5")], config.fpn_channels
-        above = LastLevelP6P7(width if p6_from == "p5" else below[-1], width)
+        above = UpperBlocks(width if p6_from == "p5" else below[-1], width)
         above.use_P5 = p6_from == "p5"  # torchvision goes by the widths, which may be equal
         norm = nn.BatchNorm2d if config.fpn_norm == "bn" else None
         self.fpn = FeaturePyramidNetwork(below, width, extra_blocks=above, norm_layer=norm)
@@ -122,6 +123,24 @@ class UpperPyramid(Encoder):
             OrderedDict((str(i), maps[name]) for i, name in enumerate(("c3", "c4", "c5")))
         )
         return found
+
+
+class UpperBlocks(LastLevelP6P7):  # type: ignore[misc]
+    """torchvision's p6 and p7, the zeros around their maps written out.
+
+    On a CPU in bfloat16 torch 2.15 leaves some gradients of a convolution that pads and strides unwritten where the
+    map has one column, as p6 of an image of 64 px has: what lay in their memory moves the weights.
+    """
+
+    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        p6 = _halved(self.p6, p[-1] if self.use_P5 else c[-1])
+        p7 = _halved(self.p7, F.relu(p6))
+        return [*p, p6, p7], [*names, "p6", "p7"]
+
+
+def _halved(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    """3 x 3 cells around every second one."""
+    return F.conv2d(F.pad(x, (1, 1, 1, 1)), convolution.weight, convolution.bias, stride=2)
 
 
 class LevelAnchors(Anchors):
