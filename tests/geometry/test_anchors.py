@@ -76,13 +76,25 @@ def test_no_box_has_more_candidates_than_are_looked_at() -> None:
 
 
 def test_a_box_without_candidates_takes_the_nearest_anchors() -> None:
-    """Breaks when a box that no anchor is near gives NaN, no box, or boxes from anywhere."""
+    """Breaks when a box that no anchor is near has no candidates, or such as are not the nearest."""
     sliver = torch.tensor([[[100.0, 20, 106, 220]]])
     found = candidates(sliver, grid())
     overlap = iou(sliver[:, 0], grid())
     assert not (overlap > 0.5).any() and found.sum() == 4000
     assert overlap[found].min() >= overlap[~found].max()
-    assert nearby(sliver, grid(), noise(1), pairs=near_pairs()).isfinite().all()
+
+
+def test_a_box_without_candidates_draws_from_all_survivors_of_the_nearest() -> None:
+    """Breaks when only some of the 4000 nearest are looked at, which would favour the largest threefold."""
+    sliver, usual = torch.tensor([[[60.0, 60, 214, 112]]]), some_boxes(1, seed=4)
+    draws = noise(9)
+    draws[:, -1] = torch.linspace(0, 1 - 1e-6, 9)
+    boxes = torch.cat([sliver, usual, sliver]).repeat(3, 1, 1)  # with candidates and without, side by side
+    got, index = drawn(boxes, draws, apart=True), candidates(sliver, grid())[0].nonzero()[:, 0]
+    for row in (0, 2, 3, 5, 6, 8):
+        falling = index[nms(grid()[index], draws[row, index], NEAR)]
+        assert len(falling) > 1000 and got[row] == falling[int(draws[row, -1] * len(falling))]
+    assert [got[row] for row in (1, 4, 7)] == drawn(usual.expand(3, 1, 4), draws[1::3], apart=True)
 
 
 def test_near_pairs_are_those_of_all_anchors_compared() -> None:

@@ -18,9 +18,9 @@ OVERLAP, NEAR, FALLBACK = 0.5, 0.7, 4000
 """IoU with the box that a candidate must exceed; IoU from which the lower of two candidates goes; how many of the
 nearest anchors stand in for a box without candidates."""
 MOST = 320
-"""Candidates among which the lower ones of near pairs are dropped; no box inside a view has more than 282."""
+"""Candidates up to which suppression is quick; no box inside a view has more than 282 of its own."""
 ROUNDS = 12
-"""Rounds of `survivors`. Of thousands of boxes, none needed more than 5."""
+"""Rounds of `survivors`. Of thousands of boxes none needed more than 5, of thousands of fallbacks none more than 8."""
 
 Grid = Float[Tensor, "A 4"]
 Pairs = Int[Tensor, "A W"]
@@ -72,18 +72,32 @@ def nearby(boxes: Boxes, grid: Grid, noise: Float[Tensor, "B _N"], *, pairs: Pai
 
     `grid` in pixels of the same view; `noise` holds a uniform number for each anchor, its score, and one more for
     the draw. With `pairs`, only candidates are drawn from that no candidate of higher score comes nearer than
-    `NEAR`, so that dense clusters of anchors do not outweigh the rest. A box without candidates draws from the
-    `FALLBACK` anchors of highest IoU, and then from the best `MOST` of them by score.
+    `NEAR`, so that dense clusters of anchors do not outweigh the rest. A box without candidates, as one in a
+    thousand of up to 3 to 1 is, draws from the `FALLBACK` anchors of highest IoU in the same way.
     """
     scores, pick = noise[:, :-1], noise[:, -1:]
-    best = torch.where(candidates(boxes, grid), scores, -1).topk(1 if pairs is None else MOST, dim=-1)
-    index, place = best.indices, best.indices.new_zeros(len(boxes), 1)
-    if pairs is not None:
-        falling = torch.arange(MOST, 0, -1, device=noise.device, dtype=noise.dtype)  # no two alike
-        keep = survivors(index, torch.where(best.values >= 0, falling, -1), pairs)
-        wanted = (pick * keep.sum(-1, keepdim=True)).floor()
-        place = (keep & (keep.cumsum(-1) == wanted + 1)).int().argmax(-1, keepdim=True)
-    return grid[index.gather(1, place)]
+    scores = torch.where(candidates(boxes, grid), scores, -1)
+    if pairs is None:
+        return grid[scores.argmax(-1, keepdim=True)]
+    place, many = one_apart(scores, pick, pairs, most=MOST), (scores >= 0).sum(-1, keepdim=True) > MOST
+    if boxes.device.type != "cpu":  # where asking would wait, all take the long way as well
+        place = torch.where(many, one_apart(scores, pick, pairs, most=FALLBACK), place)
+    elif many.any():
+        some = many[:, 0]
+        place[some] = one_apart(scores[some], pick[some], pairs, most=FALLBACK)
+    return grid[place]
+
+
+def one_apart(
+    scores: Float[Tensor, "B A"], pick: Float[Tensor, "B 1"], pairs: Pairs, *, most: int
+) -> Int[Tensor, "B 1"]:
+    """One of the survivors among the `most` anchors of highest score, all equally likely."""
+    best = scores.topk(most, dim=-1)
+    falling = torch.arange(most, 0, -1, device=scores.device, dtype=scores.dtype)  # no two alike
+    keep = survivors(best.indices, torch.where(best.values >= 0, falling, -1), pairs)
+    wanted = (pick * keep.sum(-1, keepdim=True)).floor()
+    place = (keep & (keep.cumsum(-1) == wanted + 1)).int().argmax(-1, keepdim=True)
+    return best.indices.gather(1, place)
 
 
 def candidates(boxes: Boxes, grid: Grid) -> Bool[Tensor, "B A"]:
