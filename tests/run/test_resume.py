@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import IO
 
 import pytest
 import torch
+from killed import HALF, kill, start, until
 from tiny import facts, flags, photos, rows, settings
 
 from boxwise.engine import checkpoint
@@ -24,12 +21,6 @@ from boxwise.engine import checkpoint
 STEPS = 14
 RECIPES = {"scrl": 0, "mocov2": 1}
 """A teacher and boxes, without workers; a queue, with one."""
-# A server that has imported torch forks each process in milliseconds; a new one takes seconds.
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-    ["boxwise.cli", "boxwise.run.pretrain", "timm", "lightning_fabric", "torch.utils.tensorboard"]
-)
-SAVE = torch.save
 
 
 @pytest.fixture(scope="module")
@@ -43,50 +34,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def argv(recipe: str, data: Path, out: Path, *more: str) -> list[str]:
     given = settings(recipe, steps=STEPS, workers=RECIPES[recipe], **{"run.save_every": 3})
     return ["pretrain", recipe, "--data", str(data), "--out", str(out), *flags(given), *more]
-
-
-def slow_to_save(state: object, file: IO[bytes]) -> None:
-    """torch.save in two halves with a pause between, so that a kill can hit the middle."""
-    import io
-
-    whole = io.BytesIO()
-    SAVE(state, whole)
-    file.write(whole.getvalue()[:4000])
-    file.flush()
-    time.sleep(0.3)
-    file.write(whole.getvalue()[4000:])
-
-
-def command(words: list[str], log: Path, slow: bool) -> None:
-    """The command line, in a process of its own."""
-    from boxwise.cli import main
-
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # workers as a process from a shell starts them
-    if slow:
-        torch.save = slow_to_save
-    with log.open("a") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
-        code = main(words)
-    raise SystemExit(code)
-
-
-def start(words: list[str], log: Path, *, slow: bool = False) -> BaseProcess:
-    process = context.Process(target=command, args=(words, log, slow))
-    process.start()
-    return process
-
-
-def until(true: Callable[[], object], process: BaseProcess) -> None:
-    """Waits for `true`; fails if the process has ended without it."""
-    deadline = time.monotonic() + 60
-    while not true():
-        assert process.is_alive() and time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def kill(process: BaseProcess) -> None:
-    process.kill()  # signal 9
-    process.join()
 
 
 def children(pid: int) -> list[int]:
@@ -135,7 +82,7 @@ def test_kill_9_at_any_moment_costs_no_bit(
     for known in (0, 1):  # in the middle of a save, with none and with one before it
         process = start(again, log, slow=True)
         until(lambda n=known: len(checkpoint.found(saves)) == n, process)
-        until(lambda: any(p.stat().st_size == 4000 for p in saves.glob("*.tmp")), process)
+        until(lambda: any(p.stat().st_size == HALF for p in saves.glob("*.tmp")), process)
         kill(process)
         assert len(checkpoint.found(saves)) == known
         if not known:
