@@ -1,12 +1,14 @@
 """Whole runs on two CPU processes (gloo), as torchrun starts them, against one with the joint batch, in float64.
 
-MoCo-v2 is exempt: its queries' BatchNorm is each rank's own and its keys are shuffled over other groups, by design.
+The methods with queues are exempt: their queries' BatchNorm is each rank's own and their keys are shuffled over other
+groups, by design, and InsLoc's backgrounds come from the images that a rank reads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import multiprocessing
 import socket
 from pathlib import Path
@@ -20,7 +22,8 @@ from boxwise.engine import checkpoint
 from boxwise.strict import load_yaml
 from torchrun import as_torchrun
 
-SYNCHRONISED = ("scrl", "scrl_fpn", "byol", "simsiam")
+SYNCHRONISED = ("scrl", "scrl_fpn", "byol", "simsiam", "soco", "resim_simsiam_r50_c4_in100_500ep")
+QUEUES = {"mocov2": 1, "insloc": 4, "detco": 8, "resim": 1}
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     ["boxwise.cli", "boxwise.run.pretrain", "timm", "lightning_fabric", "torch.utils.tensorboard"]
@@ -108,17 +111,23 @@ def test_two_ranks_train_on_the_joint_batch(recipe: str, data: Path, tmp_path: P
     assert (asked["devices"], asked["nodes"], facts(two)["status"]) == (2, 1, "finished")
 
 
-def test_moco_runs_on_two_ranks_and_keeps_one_queue(data: Path, tmp_path: Path) -> None:
-    """Exempt from the above. The keys of both ranks reach the queue: 2 steps of 8 fill 12 places."""
+@pytest.mark.parametrize("recipe", QUEUES)
+def test_methods_with_queues_run_on_two_ranks_and_fill_each_alike(
+    recipe: str, data: Path, tmp_path: Path
+) -> None:
+    """Breaks when a queue misses the keys of a rank: 2 steps of 8 fill its 12 places."""
     out = tmp_path / "two"
-    train("mocov2", data, out, world=2, double=False)
+    train(recipe, data, out, world=2, double=False)
     before, after = (
-        checkpoint.load(out / "checkpoints" / f"step-{step:08d}.pt")["module"]["queue.keys"]
-        for step in (1, 2)
+        {name: keys for name, keys in checkpoint.load(file)["module"].items() if name.endswith(".keys")}
+        for file in (out / "checkpoints" / f"step-{step:08d}.pt" for step in (1, 2))
     )
-    changed = (before != after).any(dim=1)
-    assert len(after) == 12 and int(changed.sum()) == 8
-    torch.testing.assert_close(after.norm(dim=1), torch.ones(12))
+    assert len(after) == QUEUES[recipe] and facts(out)["status"] == "finished"
+    for name, keys in after.items():
+        changed = (before[name] != keys).any(dim=1)
+        assert changed.nonzero()[:, 0].tolist() == [0, 1, 2, 3, 8, 9, 10, 11], name
+        torch.testing.assert_close(keys.norm(dim=1), torch.ones(12))
+    assert all(math.isfinite(row["train/loss"]) for row in rows(out))
 
 
 def test_both_ranks_list_their_bad_images_once(tmp_path: Path) -> None:
