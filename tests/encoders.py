@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 from torchvision.ops import FeaturePyramidNetwork
 
-from boxwise.nn.encoder import LEVELS, Encoder
+from boxwise.nn.backbones import LEVELS
+from boxwise.nn.encoder import Encoder
 from boxwise.nn.pyramid import PartialPyramid
 
 

@@ -9,7 +9,8 @@ import torch
 import torchvision
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from boxwise.nn.encoder import RESNETS, EncoderConfig, backbones, build_encoder, rejoined
+from boxwise.nn.backbones import RESNETS, backbones, rejoined
+from boxwise.nn.encoder import EncoderConfig, build_encoder
 
 
 @pytest.fixture(autouse=True)

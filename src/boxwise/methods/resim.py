@@ -31,9 +31,10 @@ from boxwise.geometry.regions import Regions
 from boxwise.geometry.views import Batch, View
 from boxwise.geometry.windows import windows
 from boxwise.methods.base import Method, MethodConfig, Pair, require_levels
+from boxwise.nn.backbones import LEVELS
 from boxwise.nn.branch import Branch, Tap
 from boxwise.nn.cells import KERNEL, means, own_only, touched
-from boxwise.nn.encoder import LEVELS, Encoder, EncoderConfig
+from boxwise.nn.encoder import Encoder, EncoderConfig
 from boxwise.nn.heads import conv_projector, moco_projector, simsiam_predictor, simsiam_projector
 from boxwise.nn.objectives import info_nce, negative_cosine
 from boxwise.nn.pools import Level, Pool, RegionPool, Whole

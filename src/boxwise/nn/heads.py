@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 
-from boxwise.nn.encoder import Encoder, rejoined
+from boxwise.nn.backbones import rejoined
+from boxwise.nn.encoder import Encoder
 from boxwise.nn.row_norm import RowNorm
 
 BOX_HEAD_WIDTH = 1024

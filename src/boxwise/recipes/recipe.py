@@ -13,7 +13,8 @@ from boxwise.data.cut import ViewSpec
 from boxwise.data.order import whole_batches
 from boxwise.data.paste import fewest
 from boxwise.methods.base import MethodConfig
-from boxwise.nn.encoder import RESNETS, EncoderConfig
+from boxwise.nn.backbones import RESNETS
+from boxwise.nn.encoder import EncoderConfig
 from boxwise.recipes.built_in import BuiltInDetector, BuiltInMethod, BuiltInOptimiser
 from boxwise.strict import Raw, SettingsError, keys, merge, nearest, plain, read
 from boxwise.transfer.detectors.base import DetectorConfig

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from boxwise.nn.encoder import backbones
+from boxwise.nn.backbones import backbones
 from boxwise.recipes import pretrain as pretraining
 from boxwise.recipes import table_transfers as transfers
 from boxwise.recipes import tables

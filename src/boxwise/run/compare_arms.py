@@ -11,7 +11,7 @@ import torch
 
 from boxwise.interop.files import IMAGENET_MEAN, IMAGENET_STD, Weights, find_model, load_weights
 from boxwise.interop.keys import WeightsError
-from boxwise.nn.encoder import RESNETS
+from boxwise.nn.backbones import RESNETS
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.run.finetune import adopted
 from boxwise.run.fit import flat

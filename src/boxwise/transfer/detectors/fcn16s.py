@@ -32,7 +32,8 @@ from torchvision.models.detection.image_list import ImageList
 
 from boxwise.config import settings
 from boxwise.data.targets import IGNORED, Labelled
-from boxwise.nn.encoder import RESNETS, Encoder, EncoderConfig, build_encoder
+from boxwise.nn.backbones import RESNETS
+from boxwise.nn.encoder import Encoder, EncoderConfig, build_encoder
 from boxwise.shapes import Image, Scalar
 from boxwise.transfer.detectors.base import Detector, DetectorConfig, Jitter, Kind, Targets, stage_ends
 from boxwise.transfer.detectors.freezing import stages
