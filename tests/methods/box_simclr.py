@@ -9,7 +9,7 @@ from boxwise.geometry.regions import random_in_overlap
 from boxwise.methods.base import Method, MethodConfig
 from boxwise.nn.branch import Branch, Tap
 from boxwise.nn.heads import projector
-from boxwise.nn.objectives import info_nce
+from boxwise.nn.objectives import info_nce, unit
 from boxwise.nn.pools import RegionPool
 from boxwise.nn.ranks import gather, row_weight
 from boxwise.nn.teacher import Teacher
@@ -44,7 +44,7 @@ class BoxSimCLR(Method):
         query, key = self.student(one, found.a)["box"], self.teacher(two, found.b)["box"]
         self.watch(query, key, found.keep)
         weight = row_weight(found.keep)
-        return {"box": info_nce(query, key, gather(key), weight, temperature=self.config.temperature)}
+        return {"box": info_nce(query, key, gather(unit(key)), weight, temperature=self.config.temperature)}
 
     def after_step(self, step, total, *, ok=None):
         self.teacher.follow(self.student, self.config.momentum, ok=ok)

@@ -19,16 +19,22 @@ def unit(x: Tensor) -> Tensor:
     return x / x.norm(dim=-1, keepdim=True)
 
 
+def sample(*rows: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and negatives."""
+    query, key, negatives = embeddings(*rows, dtype=dtype)
+    return query, key, unit(negatives)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_info_nce_is_its_loop_in_value_and_gradient(weighted: bool) -> None:
     """Breaks when a temperature, a sign, the positive's place or the weighting slips."""
-    query, key, negatives = embeddings(5, 5, 7)
+    query, key, negatives = sample(5, 5, 7)
     weight = torch.tensor([0.5, 0.0, 0.25, 0.25, 0.0], dtype=torch.float64) if weighted else None
     query.requires_grad_()
     loss = info_nce(query, key, negatives, weight, temperature=0.2)
     (grad,) = torch.autograd.grad(loss, query)
 
-    q, k, n = unit(query), unit(key), unit(negatives)
+    q, k, n = unit(query), unit(key), negatives
     loops = torch.zeros((), dtype=torch.float64)
     for m in range(5):
         logits = torch.stack([q[m] @ k[m], *(q[m] @ row for row in n)]) / 0.2
@@ -72,7 +78,7 @@ def test_rows_without_weight_do_not_reach_the_gradient() -> None:
 
 def test_under_autocast_all_is_computed_in_float32() -> None:
     """Breaks when the similarities of a queue are rounded to bfloat16: the loss moves in the third digit."""
-    query, key, negatives = embeddings(16, 16, 300, dtype=torch.float32)
+    query, key, negatives = sample(16, 16, 300, dtype=torch.float32)
     plain = info_nce(query, key, negatives, temperature=0.2), cosine_distance(query, key)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = info_nce(query, key, negatives, temperature=0.2), cosine_distance(query, key)
@@ -84,15 +90,15 @@ def test_under_autocast_all_is_computed_in_float32() -> None:
 
 def test_a_sharp_temperature_stays_finite() -> None:
     """Breaks when exponentials are summed without taking out the largest."""
-    query, key, negatives = embeddings(4, 4, 9, dtype=torch.float32)
+    query, key, negatives = sample(4, 4, 9, dtype=torch.float32)
     assert info_nce(query, key, negatives, temperature=1e-3).isfinite()
-    same = info_nce(query, query, -query, temperature=1e-3)
+    same = info_nce(query, query, -unit(query), temperature=1e-3)
     torch.testing.assert_close(same, torch.zeros(()))
 
 
 def test_negatives_that_do_not_count_are_not_there() -> None:
     """Breaks when they still weigh something, and when a query without any negative gives NaN."""
-    query, key, negatives = embeddings(3, 3, 6)
+    query, key, negatives = sample(3, 3, 6)
     query.requires_grad_()
     without = torch.zeros(3, 6, dtype=torch.bool)
     without[0, [1, 4]] = True
@@ -103,3 +109,16 @@ def test_negatives_that_do_not_count_are_not_there() -> None:
     torch.testing.assert_close(loss, (few + whole) / 3)
     (grad,) = torch.autograd.grad(loss, query)
     assert grad.isfinite().all() and (grad[2] == 0).all() and grad[:2].abs().sum() > 0
+
+
+def test_a_queue_may_take_in_keys_before_the_backward_pass() -> None:
+    """Breaks when the gradient is computed with negatives that came after the comparison, or keeps a copy of them."""
+    query, key, negatives = sample(4, 4, 50)
+    query.requires_grad_()
+    held: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x.shape[0]) or x, lambda x: x):
+        loss = info_nce(query, key, negatives, temperature=0.2)
+    (before,) = torch.autograd.grad(loss, query, retain_graph=True)
+    negatives.neg_()
+    (after,) = torch.autograd.grad(loss, query)
+    assert torch.equal(before, after) and max(held) == 4

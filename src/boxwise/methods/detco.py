@@ -174,7 +174,7 @@ class DetCo(Method):
             name: info_nce(
                 query[f"{ours}_{stage}"],
                 key[f"{theirs}_{stage}"],
-                self._queue(theirs, stage).keys.clone(),
+                self._queue(theirs, stage).keys,
                 temperature=self.config.temperature,
             )
             for name, (ours, theirs) in pairs.items()

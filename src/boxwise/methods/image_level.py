@@ -74,7 +74,7 @@ class MoCoV2(Method):
         query = self.student(one)["image"]  # (B, D)
         key = Shuffle(batch.draws["shuffle"])(self.teacher, two)["image"]
         self.watch(query, key)
-        loss = info_nce(query, key, self.queue.keys.clone(), temperature=self.config.temperature)
+        loss = info_nce(query, key, self.queue.keys, temperature=self.config.temperature)
         self.queue.push(key)
         return {"image": loss}
 

@@ -157,7 +157,7 @@ def compare(
     """The loss of each level against its own queue. Rows run image by image, level by level."""
     rows = zip(queues.items(), _by_level(query, queues), _by_level(key, queues), strict=True)
     return {
-        level: info_nce(q, k, queue.get_buffer("keys").clone(), temperature=temperature)
+        level: info_nce(q, k, queue.get_buffer("keys"), temperature=temperature)
         for (level, queue), q, k in rows
     }
 

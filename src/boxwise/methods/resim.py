@@ -36,7 +36,7 @@ from boxwise.nn.branch import Branch, Tap
 from boxwise.nn.cells import KERNEL, means, own_only, touched
 from boxwise.nn.encoder import Encoder, EncoderConfig
 from boxwise.nn.heads import conv_projector, moco_projector, simsiam_predictor, simsiam_projector
-from boxwise.nn.objectives import info_nce, negative_cosine
+from boxwise.nn.objectives import info_nce, negative_cosine, unit
 from boxwise.nn.pools import Level, Pool, RegionPool, Whole
 from boxwise.nn.precise import PrecisePool
 from boxwise.nn.queue import Queue
@@ -160,7 +160,7 @@ class ReSim(Method):
         c, (one, two) = self.config, batch.views
         query = self.student(one)
         key = Shuffle(batch.draws["shuffle"])(self.teacher, two)  # vectors and maps, back in their order
-        image = info_nce(query["image"], key["image"], self.queue.keys.clone(), temperature=c.temperature)
+        image = info_nce(query["image"], key["image"], self.queue.keys, temperature=c.temperature)
         self.queue.push(key["image"])
         losses = {"image": image}
         for w, pair in zip(c.windows, self.pairs(batch), strict=True):
@@ -176,7 +176,7 @@ class ReSim(Method):
         )  # (B, R, C)
         self.watch(here.flatten(0, 1), there.flatten(0, 1), regions.keep)
         weight = row_weight(regions.keep).view(regions.a.shape[:2])
-        cells = means(key)
+        cells = unit(means(key))
         overlap = touched(regions.b, key.shape[-2:], size) if self.config.mask_self_overlap else None
         everyone = gather(cells) if w.negatives == "all" else cells
         total = weight.new_zeros(())

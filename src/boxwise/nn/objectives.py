@@ -6,10 +6,13 @@ All of them normalise, compare and sum in float32 or better, whatever autocast s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from boxwise.shapes import Embeddings, RowWeight, Scalar
 
@@ -29,17 +32,44 @@ def info_nce(
         logits = [query[m] @ key[m], *(query[m] @ n for n in negatives)] / temperature
         loss += weight[m] * cross_entropy(logits, 0)
 
-    `weight` is 1 / M where none is given. Negative n does not count for query m where `without[m, n]`.
+    `weight` is 1 / M where none is given. Negative n does not count for query m where `without[m, n]`. Negatives are
+    of unit length already, as a queue holds them; they get no gradient, and may change before the backward pass.
     """
     with torch.autocast(query.device.type, enabled=False):
-        query, key, negatives = _unit(query) / temperature, _unit(key), _unit(negatives)
+        query, key = unit(query) / temperature, unit(key)
         positive = (query * key).sum(-1)
-        logits = query @ negatives.T  # the one large product: (M, K)
-        if without is not None:
-            lowest = torch.finfo(logits.dtype).min  # minus infinity has no gradient
-            logits = logits.masked_fill(without, lowest)
-        others = logits.logsumexp(-1)
+        others = _OverNegatives.apply(query, negatives.detach().to(query.dtype), without)
         return _mean(torch.logaddexp(positive, others) - positive, weight)
+
+
+class _OverNegatives(torch.autograd.Function):
+    """log(sum(exp(query @ n) for n in negatives)) of each query.
+
+    The gradient is found along with the value, so that nothing of size K is kept for the backward pass: no (M, K)
+    logits, and no copy of a queue that takes in new keys meanwhile.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        query: Embeddings,
+        negatives: Float[Tensor, "K D"],
+        without: Bool[Tensor, "M K"] | None,
+    ) -> Float[Tensor, " M"]:
+        logits = query @ negatives.T
+        if without is not None:
+            logits.masked_fill_(
+                without, torch.finfo(logits.dtype).min
+            )  # minus infinity would make NaN of no negatives
+        value = logits.logsumexp(-1)
+        ctx.save_for_backward((logits - value[:, None]).exp_() @ negatives)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Float[Tensor, " M"]) -> tuple[Embeddings, None, None]:
+        (mean,) = ctx.saved_tensors
+        return slope[:, None] * mean, None, None
 
 
 def cosine_distance(prediction: Embeddings, target: Embeddings, weight: RowWeight | None = None) -> Scalar:
@@ -72,16 +102,17 @@ def matched_cosine(
                 loss += -2 * match[b, i, j] * (prediction[b, i] @ target[b, j]) / (matches + 1e-6) / B
     """
     with torch.autocast(prediction.device.type, enabled=False):
-        cosine = _unit(prediction) @ _unit(target.detach()).mT  # (B, n, m)
+        cosine = unit(prediction) @ unit(target.detach()).mT  # (B, n, m)
         return (-2 * (match * cosine).sum((1, 2)) / (match.sum((1, 2)) + 1e-6)).mean()
 
 
 def _cosine(prediction: Embeddings, target: Embeddings) -> Float[Tensor, " M"]:
     with torch.autocast(prediction.device.type, enabled=False):
-        return (_unit(prediction) * _unit(target.detach())).sum(-1)
+        return (unit(prediction) * unit(target.detach())).sum(-1)
 
 
-def _unit(x: Float[Tensor, "*rows _D"]) -> Float[Tensor, "*rows _D"]:
+def unit(x: Float[Tensor, "*rows _D"]) -> Float[Tensor, "*rows _D"]:
+    """Rows of length 1, in float32 or better; zeros stay zeros."""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 

@@ -27,7 +27,7 @@ class Queue(nn.Module):
         """Overwrites the oldest rows with the keys of all ranks, in rank order; the same on every rank.
 
         Wraps, so the length need not divide by the batch. Keys that are not all finite are all dropped.
-        Works in place: a loss with gradient reads a clone of `keys`.
+        Works in place: a loss whose gradient still needs `keys` reads a clone; `info_nce` does not.
         """
         keys = gather(keys)
         length = len(self.keys)
