@@ -13,9 +13,9 @@ from boxwise.config import SGD
 from boxwise.engine.optim import learning_rate
 from boxwise.interop.files import IMAGENET_MEAN, IMAGENET_STD
 from boxwise.recipes import transfer
+from boxwise.recipes.paper_rows import rows
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.recipes.table_transfers import finish
-from boxwise.recipes.tables import rows
 from boxwise.run.find import saved, transfer_recipe
 from boxwise.strict import dump_yaml
 

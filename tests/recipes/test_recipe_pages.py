@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from boxwise.recipes import pretrain, transfer
+from boxwise.recipes.paper_rows import Row, rows
 from boxwise.recipes.table_transfers import finish
-from boxwise.recipes.tables import Row, derived, rows
+from boxwise.recipes.tables import derived
 
 DOCS = Path(__file__).parents[2] / "docs"
 NAMED = re.compile(r"`([^`\n]+)`")

@@ -8,9 +8,10 @@ from torch import nn
 
 from boxwise.interop.files import Weights
 from boxwise.interop.keys import PARTS
+from boxwise.recipes.paper_rows import Row, rows
 from boxwise.recipes.recipe import Recipe, TransferRecipe
 from boxwise.recipes.table_transfers import PUBLISHED, finish
-from boxwise.recipes.tables import Row, rows, start
+from boxwise.recipes.tables import start
 from boxwise.run.finetune import adopted
 from boxwise.run.pretrain import build, card
 from boxwise.strict import dump_yaml

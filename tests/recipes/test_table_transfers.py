@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from boxwise.recipes import transfer
+from boxwise.recipes.paper_rows import Row, rows
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.recipes.table_transfers import (
     LAYOUTS,
@@ -17,7 +18,7 @@ from boxwise.recipes.table_transfers import (
     finish,
     whole,
 )
-from boxwise.recipes.tables import Row, rows, start
+from boxwise.recipes.tables import start
 from boxwise.run.catalogue import listing
 from boxwise.run.find import saved, transfer_recipe
 from boxwise.strict import dump_yaml

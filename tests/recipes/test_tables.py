@@ -10,9 +10,10 @@ import torch
 
 from boxwise.nn.encoder import build_encoder
 from boxwise.recipes import pretrain
+from boxwise.recipes.paper_rows import Row, rows
 from boxwise.recipes.recipe import Recipe
 from boxwise.recipes.table_transfers import finish, whole
-from boxwise.recipes.tables import MADE_BY, Row, derived, rows, start
+from boxwise.recipes.tables import MADE_BY, derived, start
 from boxwise.run.catalogue import listing
 from boxwise.run.find import pretrain_recipe, saved
 from boxwise.strict import SettingsError, dump_yaml

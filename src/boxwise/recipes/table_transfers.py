@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from boxwise.recipes import transfer
+from boxwise.recipes.paper_rows import Row, rows
 from boxwise.recipes.recipe import TransferRecipe
-from boxwise.recipes.tables import Row, rows, start
+from boxwise.recipes.tables import start
 
 PROBE = "probe: not built yet"
 UNSTATED = "VOC 2007 alone: no source states for how long"

@@ -1,51 +1,17 @@
-"""The papers' result rows, and the recipe here that makes the weights of each.
-
-A row is what a paper printed, and `Row.metrics` are the paper's figures, never ours. Rows say what was fine-tuned
-and how; what is mapped here is where a row's weights come from.
-"""
+"""Which recipe makes the weights of each of the papers' result rows."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from boxwise.config import SGD
 from boxwise.methods import detco, image_level, resim, scrl
 from boxwise.recipes import insloc, pretrain, soco
+from boxwise.recipes.paper_rows import Row, rows
 from boxwise.recipes.recipe import Recipe
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One result as a paper or its authors' repository printed it, empty where nothing was stated."""
-
-    paper: str
-    table: str
-    role: str
-    """own, baseline, supervised or random."""
-    init: str
-    """What the weights are, in the paper's words."""
-    pretrain_epochs: int | None
-    backbone: str
-    """R50-C4, R50-FPN and so on, of the detector."""
-    ablation: bool | None
-    variant: str | None
-    """What an ablation changed, in the paper's words."""
-    pretrain_data: str | None
-    """Images that were pretrained on; ImageNet where nothing is stated."""
-    detector: str | None
-    schedule: str | None
-    dataset: str
-    task: str
-    settings: str | None
-    note: str | None
-    metrics: Mapping[str, float | str]
-    """The paper's figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +24,6 @@ class Start:
     @property
     def runs(self) -> bool:
         return self.missing is None
-
-
-@cache
-def rows() -> tuple[Row, ...]:
-    """All rows, in the order of papers and tables."""
-    stored = json.loads(files("boxwise.recipes").joinpath("paper_rows.json").read_text(encoding="utf-8"))
-    return tuple(Row(**dict(zip(stored["columns"], row, strict=True))) for row in stored["rows"])
 
 
 def start(row: Row) -> Start:

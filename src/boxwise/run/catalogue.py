@@ -16,6 +16,7 @@ from boxwise.recipes import pretrain as pretraining
 from boxwise.recipes import table_transfers as transfers
 from boxwise.recipes import tables
 from boxwise.recipes import transfer as transferring
+from boxwise.recipes.paper_rows import Row, rows
 from boxwise.run.find import pretrain_recipe, transfer_recipe
 from boxwise.strict import plain
 
@@ -40,7 +41,7 @@ def listing(what: Literal["recipes", "methods", "backbones", "tables"]) -> str:
     return "\n\n".join(f"{title}\n{_table(named)}" for title, named in lines.items())
 
 
-def _place(row: tables.Row) -> str:
+def _place(row: Row) -> str:
     words = f"{row.paper} {_title(row.table)}: {row.init}, {row.pretrain_epochs} epochs"
     words = words if row.variant is None else f"{words}, {row.variant}"
     return words.replace("\u221e", "infinite")  # for terminals that know ASCII alone
@@ -52,7 +53,7 @@ def _title(table: str) -> str:
 
 def _coverage() -> str:
     """Per paper and table, how many rows can be run from images to figures; and why others cannot."""
-    ends = [(row, tables.start(row).missing, transfers.finish(row).missing) for row in tables.rows()]
+    ends = [(row, tables.start(row).missing, transfers.finish(row).missing) for row in rows()]
     told = [(row, start or finish) for row, start, finish in ends]
     blocks = [
         "rows that recipes here run whole, from pretraining (or random weights) to the paper's figures / rows in all"
