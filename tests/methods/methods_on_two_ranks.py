@@ -14,8 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from boxwise.data.objects import Objects
 from boxwise.geometry.views import Batch, View
-from boxwise.methods import detco, image_level, insloc, resim, scrl, soco
+from boxwise.methods import detco, image_level, insloc, resim, resim_simsiam, scrl, soco
 from boxwise.methods.base import MethodConfig
+from boxwise.methods.resim_windows import Windows
 from boxwise.nn.ranks import rank, synchronise, world
 from encoders import TinyEncoder
 
@@ -23,8 +24,8 @@ IMAGES = 6
 SMALL = {"width": 6, "hidden": 10}
 PYRAMID = ("p2", "p3", "p4", "p5")
 WINDOWS = (  # every cell of every rank is a negative: what a rank keeps to itself is no joint batch
-    resim.Windows(level="p4", size=14, stride=9),
-    resim.Windows(level="p3", size=9, stride=7),
+    Windows(level="p4", size=14, stride=9),
+    Windows(level="p3", size=9, stride=7),
 )
 CASES: dict[
     str, tuple[MethodConfig, bool | tuple[str, ...], list[int]]
@@ -60,7 +61,7 @@ CASES: dict[
         [3, 4, 5],
     ),
     "resim, simsiam": (
-        resim.SimSiamConfig(**SMALL, windows=(resim.Windows(level="c4", size=14, stride=9),)),
+        resim_simsiam.Config(**SMALL, windows=(Windows(level="c4", size=14, stride=9),)),
         False,
         [1],
     ),

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from boxwise.data.objects import Objects
 from boxwise.geometry.views import Batch, View
-from boxwise.methods import detco, image_level, insloc, resim, scrl, soco
+from boxwise.methods import detco, image_level, insloc, resim, resim_simsiam, scrl, soco
 from boxwise.methods.base import Method, MethodConfig
+from boxwise.methods.resim_windows import Windows
 from boxwise.nn.queue import Queue
 from boxwise.nn.teacher import Teacher
 from encoders import TinyEncoder
@@ -24,10 +25,10 @@ from encoders import TinyEncoder
 SMALL = {"width": 16, "hidden": 32}
 PYRAMID = ("p2", "p3", "p4", "p5")
 WINDOWS = (  # of 64-pixel views
-    resim.Windows(level="p4", size=14, stride=9),
-    resim.Windows(level="p3", size=9, stride=7, negatives="group"),
+    Windows(level="p4", size=14, stride=9),
+    Windows(level="p3", size=9, stride=7, negatives="group"),
 )
-C4 = (resim.Windows(level="c4", size=14, stride=9),)
+C4 = (Windows(level="c4", size=14, stride=9),)
 METHODS: dict[str, tuple[MethodConfig, bool | tuple[str, ...]]] = {  # settings, and the FPN that they need
     "mocov2": (image_level.MoCoConfig(**SMALL, queue=20), False),
     "byol": (image_level.BYOLConfig(**SMALL), False),
@@ -86,7 +87,7 @@ METHODS: dict[str, tuple[MethodConfig, bool | tuple[str, ...]]] = {  # settings,
         resim.Config(**SMALL, queue=20, windows=C4, pool="align", mask_self_overlap=True),
         False,
     ),
-    "resim, simsiam": (resim.SimSiamConfig(**SMALL, windows=C4), False),
+    "resim, simsiam": (resim_simsiam.Config(**SMALL, windows=C4), False),
     "a user's own": (box_simclr.Config(width=16), False),
 }
 every_method = pytest.mark.parametrize("name", METHODS)

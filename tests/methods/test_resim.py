@@ -16,7 +16,9 @@ from boxwise.data.cut import Crop, ViewSpec
 from boxwise.geometry.regions import Regions
 from boxwise.geometry.views import Batch, View
 from boxwise.methods.base import Pair
-from boxwise.methods.resim import C4, FPN, Config, SimSiamConfig, Windows
+from boxwise.methods.resim import Config
+from boxwise.methods.resim_simsiam import Config as SimSiamConfig
+from boxwise.methods.resim_windows import C4, FPN, Windows
 from boxwise.nn.cells import means, own_only, touched
 from boxwise.nn.encoder import EncoderConfig
 from boxwise.nn.ranks import Shuffle

@@ -14,7 +14,8 @@ from boxwise.geometry.regions import Regions
 from boxwise.geometry.views import Batch, View
 from boxwise.geometry.windows import lattice, windows
 from boxwise.methods.base import Pair
-from boxwise.methods.resim import FPN, Config, ReSim, Windows
+from boxwise.methods.resim import Config, ReSim
+from boxwise.methods.resim_windows import FPN, Windows
 from boxwise.nn.cells import means
 from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.precise import PrecisePool, precise

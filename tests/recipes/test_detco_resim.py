@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from boxwise.methods import detco, resim
+from boxwise.methods import detco, resim_simsiam
 from boxwise.nn.encoder import build_encoder
 from boxwise.recipes import detco as detco_runs
 from boxwise.recipes import resim as resim_runs
@@ -81,7 +81,7 @@ def test_resims_heads_have_their_published_widths() -> None:
         ]
         siam = resim_runs.resim_simsiam_r50_c4_in100_500ep()
         method = siam.method.build(build_encoder(siam.encoder))
-        assert isinstance(siam.method, resim.SimSiamConfig)
+        assert isinstance(siam.method, resim_simsiam.Config)
     widths = {
         name: [m.out_features for part in parts for m in part if isinstance(m, torch.nn.Linear)]
         for name, parts in {

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from boxwise.config import Optimiser
-from boxwise.methods import detco, image_level, insloc, resim, scrl, soco
+from boxwise.methods import detco, image_level, insloc, resim, resim_simsiam, scrl, soco
 from boxwise.transfer.detectors import c4, densepose, fcn16s, fcos, keypoint_rcnn, mask_rcnn, rcnn, retinanet
 
 BuiltInOptimiser = Annotated[Optimiser, Field(discriminator="name")]
@@ -17,7 +17,7 @@ BuiltInMethod = Annotated[
     | soco.Config
     | detco.Config
     | resim.Config
-    | resim.SimSiamConfig
+    | resim_simsiam.Config
     | image_level.MoCoConfig
     | image_level.BYOLConfig
     | image_level.SimSiamConfig,

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from boxwise.config import SGD, Run, Schedule
 from boxwise.data.cut import ViewSpec
-from boxwise.methods import resim
+from boxwise.methods import resim, resim_simsiam
+from boxwise.methods.resim_windows import C4
 from boxwise.nn.encoder import EncoderConfig
 from boxwise.recipes.recipe import Recipe
 from boxwise.recipes.views import MOCO_VIEW
@@ -28,7 +29,7 @@ def resim_r50_c4_200ep() -> Recipe:
     """
     return Recipe(
         name="resim_r50_c4_200ep",
-        method=resim.Config(windows=resim.C4, region_proj=True),
+        method=resim.Config(windows=C4, region_proj=True),
         encoder=EncoderConfig(backbone="resnet50"),
         views=views(),
         optim=SGD(lr=0.03, weight_decay=1e-4),
@@ -66,7 +67,7 @@ def resim_r50_c4_in100_500ep() -> Recipe:
     return replace(
         base,
         name="resim_r50_c4_in100_500ep",
-        method=resim.Config(windows=resim.C4, region_proj=True, queue=16_384),
+        method=resim.Config(windows=C4, region_proj=True, queue=16_384),
         schedule=replace(base.schedule, epochs=500),
     )
 
@@ -94,7 +95,7 @@ def resim_simsiam_r50_c4_in100_500ep() -> Recipe:
     return replace(
         base,
         name="resim_simsiam_r50_c4_in100_500ep",
-        method=resim.SimSiamConfig(),
+        method=resim_simsiam.Config(),
         optim=SGD(lr=0.10, weight_decay=1e-4),
     )
 

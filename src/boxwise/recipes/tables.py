@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from boxwise.config import SGD
-from boxwise.methods import detco, image_level, resim, scrl
+from boxwise.methods import detco, image_level, scrl
+from boxwise.methods.resim_windows import Windows
 from boxwise.recipes import insloc, pretrain, soco
 from boxwise.recipes.paper_rows import Row, rows
 from boxwise.recipes.recipe import Recipe
@@ -173,9 +174,9 @@ DETCO: Mapping[str, dict[str, Any]] = {
     "stage weights (res2..res5)=(0.1,0.4,0.7,1)+Norm": ALONE | {"normalise_weights": True},
 }
 RESIM: Mapping[str, dict[str, Any]] = {
-    "W48-S16": {"windows": (resim.Windows(level="c4", size=48, stride=16),)},
-    "W48-S32": {"windows": (resim.Windows(level="c4", size=48, stride=32),)},
-    "W64-S48": {"windows": (resim.Windows(level="c4", size=64, stride=48),)},
+    "W48-S16": {"windows": (Windows(level="c4", size=48, stride=16),)},
+    "W48-S32": {"windows": (Windows(level="c4", size=48, stride=32),)},
+    "W64-S48": {"windows": (Windows(level="c4", size=64, stride=48),)},
     "RoIAlign instead of PrRoIPool (W48-S32)": {"pool": "align"},
 }
 JITTER: Mapping[str, dict[str, Any]] = {
