@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from boxwise.geometry.views import View
 from boxwise.nn import ranks
-from boxwise.nn.ranks import AllReduceNorm, Shuffle, gather, rank, row_weight, synchronise, world
+from boxwise.nn.ranks import (
+    AllReduceNorm,
+    Shuffle,
+    gather,
+    rank,
+    row_weight,
+    shared_count,
+    synchronise,
+    world,
+)
 
 
 def test_alone_there_is_nothing_to_exchange() -> None:
@@ -53,6 +62,11 @@ def test_row_weight_is_the_mean_over_kept_rows() -> None:
         [1 / 3, 0, 1 / 3, 1 / 3]
     )
     assert row_weight(torch.zeros(2, dtype=torch.bool)).tolist() == [0, 0]
+
+
+def test_a_count_alone_is_its_own() -> None:
+    """Breaks when a sum over nothing is divided by 0. Two ranks: tests/transfer/test_two_rank_detectors.py."""
+    assert [int(shared_count(torch.tensor(n))) for n in (0, 1, 7)] == [1, 1, 7]
 
 
 def test_a_joined_norm_alone_is_batchnorm() -> None:

@@ -50,6 +50,23 @@ def gather(x: Shaped[Tensor, "_rows ..."]) -> Shaped[Tensor, "_all ..."]:
 
 
 @torch.no_grad()
+def shared_count(count: Int[Tensor, ""]) -> Shaped[Tensor, ""]:
+    """What each rank divides its sum by, so that the mean over ranks is the mean over what all ranks counted.
+
+    for r in range(ranks):
+        loss[r] = total[r] / (sum(count) / ranks)
+    mean(loss) == sum(total) / sum(count)
+
+    As if one were counted where no rank counts any.
+    """
+    if world() == 1:
+        return count.clamp(min=1)
+    everyone = count.clone()
+    dist.all_reduce(everyone)
+    return everyone.clamp(min=1) / world()
+
+
+@torch.no_grad()
 def row_weight(keep: Keep) -> RowWeight:
     """Weights that make a sum over rows the mean over all kept rows, once DDP has averaged over ranks.
 

@@ -10,7 +10,7 @@ Left open by it, and chosen here: scales are drawn evenly; a cut that is larger 
 scores are stretched bilinearly, cell i over pixel 16 i, where a ResNet reads it; the head starts as torch's
 convolutions do.
 
-The loss, as loops, over pixels whose class is known (255: unknown, and so is padding):
+The loss, as loops, over pixels of all ranks whose class is known (255: unknown, and so is padding):
 
     for pixel in pixels:
         if truth[pixel] != 255:
@@ -34,6 +34,7 @@ from boxwise.config import settings
 from boxwise.data.targets import IGNORED, Labelled
 from boxwise.nn.backbones import RESNETS
 from boxwise.nn.encoder import Encoder, EncoderConfig, build_encoder
+from boxwise.nn.ranks import shared_count
 from boxwise.shapes import Image, Scalar
 from boxwise.transfer.detectors.base import Detector, DetectorConfig, Jitter, Kind, Targets, stage_ends
 from boxwise.transfer.detectors.freezing import stages
@@ -140,9 +141,9 @@ def fcn_head(inputs: int, width: int, classes: int, *, dilation: int) -> nn.Sequ
 
 
 def pixel_loss(scores: Float[Tensor, "B K H W"], truth: UInt8[Tensor, "B H W"]) -> Scalar:
-    """The mean over pixels whose class is known; 0 where none is."""
+    """The mean over pixels of all ranks whose class is known; 0 where none is."""
     total = F.cross_entropy(scores, truth.long(), ignore_index=IGNORED, reduction="sum")
-    return total / (truth != IGNORED).sum().clamp(min=1)
+    return total / shared_count((truth != IGNORED).sum())
 
 
 def stretched(cells: Float[Tensor, "B K h w"], height: int, width: int) -> Float[Tensor, "B K H W"]:

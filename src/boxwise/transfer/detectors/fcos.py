@@ -14,6 +14,7 @@ from torchvision.models.detection import fcos as torchvisions
 from torchvision.ops import generalized_box_iou_loss
 
 from boxwise.config import settings
+from boxwise.nn.ranks import shared_count
 from boxwise.shapes import Scalar
 from boxwise.transfer.detectors.base import Targets
 from boxwise.transfer.detectors.one_stage import (
@@ -158,7 +159,7 @@ class Head(torchvisions.FCOSHead):  # type: ignore[misc]
         config, places = self.config, torch.stack(anchors)
         labels, boxes = assigned(targets, places, torch.stack(matched_idxs))
         things = labels > 0
-        count = things.sum().clamp(min=1)
+        count = shared_count(things.sum())
         scores = focal(head_outputs["cls_logits"], labels, alpha=config.focal_alpha, gamma=config.focal_gamma)
         found = self.box_coder.decode(head_outputs["bbox_regression"], places)
         off = generalized_box_iou_loss(found.flatten(0, 1), boxes.flatten(0, 1)).view_as(labels)

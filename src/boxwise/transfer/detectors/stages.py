@@ -58,7 +58,8 @@ class Proposals(RegionProposalNetwork):  # type: ignore[misc]
         straight = F.smooth_l1_loss(
             deltas[positive], torch.cat([*wanted])[positive], beta=self.beta, reduction="sum"
         )
-        things = F.binary_cross_entropy_with_logits(objectness.flatten()[drawn], torch.cat([*labels])[drawn])
+        scores = objectness.flatten()[drawn]
+        things = F.binary_cross_entropy_with_logits(scores, torch.cat([*labels])[drawn].to(scores))
         return things, straight / drawn.numel()
 
 
