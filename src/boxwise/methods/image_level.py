@@ -10,7 +10,7 @@ In unit vectors, for the two views of each image:
               with p = predictor(student(view)), z = student(view) without gradient
 
 and the mean over images. In all three each view is a forward of its own, with BatchNorm statistics of its
-own, as in the official code.
+own, as in the official code. BYOL as in SCRL's code (`joint`) is the exception.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+import torch
 from torch import nn
 
 from boxwise.config import settings
-from boxwise.geometry.views import Batch
+from boxwise.geometry.views import Batch, join
 from boxwise.methods.base import Method, MethodConfig, require_levels
 from boxwise.nn.branch import Branch, Tap
 from boxwise.nn.encoder import Encoder
@@ -99,6 +100,8 @@ class BYOLConfig(MethodConfig):
     """Hidden width of projector and predictor."""
     last_bias: bool = False
     """A bias in the last layer of projector and predictor."""
+    joint: bool = False
+    """Both views are one batch to every BatchNorm, as in SCRL's code, which made the BYOL of its tables."""
     momentum: float = 0.99
     """Teacher momentum at the first step; rises to 1 along a cosine."""
 
@@ -116,8 +119,10 @@ class BYOL(Method):
         self.teacher = Teacher(self.student)
 
     def losses(self, batch: Batch) -> dict[str, Scalar]:
-        p1, p2 = (self.predictor(self.student(view)["image"]) for view in batch.views)  # (B, D)
-        z1, z2 = (self.teacher(view)["image"] for view in batch.views)
+        views = (join(*batch.views),) if self.config.joint else batch.views
+        prediction = torch.cat([self.predictor(self.student(view)["image"]) for view in views])  # (2B, D)
+        target = torch.cat([self.teacher(view)["image"] for view in views])
+        (p1, p2), (z1, z2) = prediction.chunk(2), target.chunk(2)
         self.watch(p1, z2)
         return {"image": cosine_distance(p1, z2) + cosine_distance(p2, z1)}
 

@@ -60,7 +60,7 @@ def _mocov2(row: Row) -> Recipe:
 
 
 def _byol(row: Row) -> Recipe:
-    """Of its own paper; in SCRL's tables on SCRL's base: its views, rates, schedule and momentum."""
+    """Of its own paper; in SCRL's tables on SCRL's base: its views, both in one batch, rates, schedule and momentum."""
     if row.paper != "SCRL":
         return {300: pretrain.byol_r50_300ep, 1000: pretrain.byol_r50_1000ep}[_epochs(row)]()
     base = _scrl_run(row)
@@ -68,7 +68,7 @@ def _byol(row: Row) -> Recipe:
     return replace(
         base,
         name=base.name.replace("scrl", "byol_as_in_scrl"),
-        method=image_level.BYOLConfig(momentum=base.method.momentum),
+        method=image_level.BYOLConfig(momentum=base.method.momentum, joint=True),
     )
 
 
