@@ -6,7 +6,10 @@ Bare: the method's own passes through a backbone without anything else, on the s
 student forward and backward, teacher forward. A step: forward, backward, gradient norm, optimiser, teacher. Parts
 are timed alone, forward and backward, on what they were given within a step; "rest" is what is left of the step, and
 may come out below 0. Bare, step and parts take turns within each round, so that a slow moment of the machine meets all
-of them; figures are medians over rounds, the share on top is the median of shares within a round.
+of them; figures are medians over rounds, shares on top are medians of shares within a round.
+
+A method that pretrains an FPN and a box head cannot do without their passes either: the second share is on top of
+all that a detector takes over, which is bare, fpn and box head.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ from boxwise.run.memory import blank_batch
 from boxwise.run.pretrain import build
 from result import RESULTS, machine, save, system_load
 
-PARTS = ("regions", "fpn", "pooling", "heads", "loss", "optimiser", "teacher")
+PARTS = ("fpn", "box head", "regions", "pooling", "heads", "loss", "optimiser", "teacher")
+HANDED_OVER = ("bare", "fpn", "box head")
 OBJECTIVES = ("cosine_distance", "info_nce", "matched_cosine", "negative_cosine")
 Work = Callable[[], object]
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -114,7 +118,7 @@ def modules(method: Method) -> Iterator[tuple[str, nn.Module]]:
             yield "pooling", tap.pool
             yield "heads", tap.project
             if tap.box_head is not None:
-                yield "heads", tap.box_head
+                yield "box head", tap.box_head
     if isinstance(predictor := getattr(method, "predictor", None), nn.Module):
         yield "heads", predictor
 
@@ -166,7 +170,7 @@ def works(recipe: Recipe, device: torch.device) -> dict[str, Work]:
     with heard.listening(method), autocast():
         method(batch)
     step()
-    parts = {part: heard.again(part, autocast) for part in ("fpn", "pooling", "heads", "loss")}
+    parts = {part: heard.again(part, autocast) for part in ("fpn", "box head", "pooling", "heads", "loss")}
     last = "last" if recipe.encoder.fpn is False else None  # a pyramid sends gradients to every level
     return {
         "step": step,
@@ -214,15 +218,19 @@ def wait(device: torch.device) -> None:
 
 def row(name: str, rounds: list[dict[str, float]]) -> str:
     middle = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
-    on_top = [r["step"] / r["bare"] - 1 for r in rounds]
     rest = statistics.median(r["step"] - sum(r[key] for key in ("bare", *PARTS)) for r in rounds)
     cells = [f"{seconds * 1e3:.1f}" for seconds in (*(middle[key] for key in ("step", "bare", *PARTS)), rest)]
-    share = f"{statistics.median(on_top):+.0%} ({min(on_top):+.0%} to {max(on_top):+.0%})"
-    return f"| {name} | " + " | ".join([share, *cells]) + " |"
+    return f"| {name} | " + " | ".join([on_top(rounds, "bare"), on_top(rounds, *HANDED_OVER), *cells]) + " |"
+
+
+def on_top(rounds: list[dict[str, float]], *passes: str) -> str:
+    """What a step takes beside these parts of it, with the range over rounds."""
+    shares = [r["step"] / sum(r[key] for key in passes) - 1 for r in rounds]
+    return f"{statistics.median(shares):+.0%} ({min(shares):+.0%} to {max(shares):+.0%})"
 
 
 def table(rows: list[str]) -> str:
-    names = ["method", "on top of bare", "step", "bare", *PARTS, "rest"]
+    names = ["method", "on top of bare", "of what is handed over", "step", "bare", *PARTS, "rest"]
     return "\n".join(["| " + " | ".join(names) + " |", "|---" + "|---:" * (len(names) - 1) + "|", *rows])
 
 
@@ -236,8 +244,8 @@ torch {torch.__version__}, {torch.get_num_threads()} threads, Python {platform.p
 
 {table(rows)}
 
-Bare is the student's forward and backward and the teacher's forward through the backbone alone. Made by
-`python benchmarks/step.py`.
+Bare is the student's forward and backward and the teacher's forward through the backbone alone; handed over are
+backbone, FPN and box head. Made by `python benchmarks/step.py`.
 """
 
 

@@ -51,7 +51,7 @@ def test_parts_are_backward_passes_too(bench: ModuleType) -> None:
     rounds = bench.measure(recipe, torch.device("cpu"), rounds=2)
     assert len(rounds) == 2
     assert set(rounds[0]) == {"step", "bare", *bench.PARTS} and all(v >= 0 for v in rounds[0].values())
-    cells = bench.row("byol", [{**dict.fromkeys(bench.PARTS, 0.001), "step": 0.03, "bare": 0.02}] * 3).split(
-        " | "
-    )
-    assert cells[1:5] == ["+50% (+50% to +50%)", "30.0", "20.0", "1.0"] and cells[-1].startswith("3.0")
+    known = {**dict.fromkeys(bench.PARTS, 0.001), "fpn": 0.004, "step": 0.03, "bare": 0.02}
+    cells = bench.row("byol", [known] * 3).split(" | ")
+    assert cells[1:6] == ["+50% (+50% to +50%)", "+20% (+20% to +20%)", "30.0", "20.0", "4.0"]
+    assert cells[-1].startswith("-1.0")

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from boxwise.config import settings
 from boxwise.data.cut import ViewSpec
 from boxwise.data.objects import Objects
-from boxwise.geometry.boxes import rows
 from boxwise.geometry.regions import same_objects
 from boxwise.geometry.views import Batch, View
 from boxwise.methods.base import Method, MethodConfig, Pair, shared_width
@@ -187,10 +186,12 @@ class LevelByLevel(Tap):
     def forward(self, pyramid: Pyramid, boxes: BoxesAt, width: int, height: int | None = None) -> Embeddings:
         """Rows run pair by pair (`boxes` boxes each), level by level, image by image, box by box."""
         assert isinstance(boxes, Tensor), "every level reads the same boxes"
-        parts, view = (len(boxes), -1, self.boxes), (width, height or width)
-        levels = [self.pool.align(pyramid[name], rows(boxes), view) for name in self.pool.levels]
-        pairs = zip(*(crops.unflatten(0, parts).unbind(1) for crops in levels), strict=True)
-        return torch.cat([self.alone(crops.flatten(0, 1)) for pair in pairs for crops in pair])
+        crops = self.pool(pyramid, boxes, width, height)
+        by_place = crops.unflatten(
+            0, (len(boxes), -1, self.boxes, len(self.pool.levels))
+        )  # (B, pairs, K, L, ...)
+        pairs = by_place.unbind(1)
+        return torch.cat([self.alone(block.flatten(0, 1)) for pair in pairs for block in pair.unbind(2)])
 
     def alone(self, crops: Crops) -> Embeddings:
         """One block."""
