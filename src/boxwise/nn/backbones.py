@@ -111,7 +111,9 @@ def _timm(name: str, zero_init_last: bool) -> tuple[nn.Module, Widths]:
         known = f"nearest: {', '.join(near)}" if near else "`boxwise list backbones` names them all"
         raise ValueError(f"encoder.backbone: unknown backbone {name!r}; {known}")
     if zero_init_last:
-        raise ValueError(f"encoder.zero_init_last: works for {', '.join(RESNETS)}, not for {name}")
+        raise ValueError(
+            f"encoder.zero_init_last: works for {', '.join(RESNETS)}, not for {name}; set it to false"
+        )
     try:
         body = timm.create_model(name, pretrained=False, features_only=True)
     except (RuntimeError, AttributeError, AssertionError) as error:

@@ -94,7 +94,7 @@ def byol_r50_300ep() -> Recipe:
     return Recipe(
         name="byol_r50_300ep",
         method=image_level.BYOLConfig(momentum=0.99),
-        encoder=EncoderConfig(backbone="resnet50"),
+        encoder=EncoderConfig(backbone="resnet50", zero_init_last=True),
         views=_asymmetric(Crop(scale=(0.08, 1.0), interpolation="bicubic")),
         optim=LARS(lr=0.3, weight_decay=1e-6),
         schedule=Schedule(epochs=300, warmup_epochs=10),
@@ -119,7 +119,7 @@ def simsiam_r50_200ep() -> Recipe:
     return Recipe(
         name="simsiam_r50_200ep",
         method=image_level.SimSiamConfig(),
-        encoder=EncoderConfig(backbone="resnet50"),
+        encoder=EncoderConfig(backbone="resnet50", zero_init_last=True),
         views=(MOCO_VIEW, MOCO_VIEW),
         optim=SGD(lr=0.05, weight_decay=1e-4),
         schedule=Schedule(epochs=200, per="epoch"),

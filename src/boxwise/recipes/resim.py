@@ -87,7 +87,7 @@ def resim_r50_fpn_in100_500ep() -> Recipe:
 
 
 def resim_simsiam_r50_c4_in100_500ep() -> Recipe:
-    """ReSim-C4 on 100 classes of ImageNet, 500 epochs on SimSiam, lr .10. 8 GPUs, batch 256.
+    """ReSim-C4 on 100 classes of ImageNet, 500 epochs on SimSiam and its network, lr .10. 8 GPUs, batch 256.
 
     Published: VOC07+12 Faster R-CNN C4, AP 55.7 (Table 2).
     """
@@ -96,6 +96,7 @@ def resim_simsiam_r50_c4_in100_500ep() -> Recipe:
         base,
         name="resim_simsiam_r50_c4_in100_500ep",
         method=resim_simsiam.Config(),
+        encoder=EncoderConfig(backbone="resnet50", zero_init_last=True),
         optim=SGD(lr=0.10, weight_decay=1e-4),
     )
 
