@@ -22,8 +22,8 @@ import boxwise
 from boxwise.cli import _split, main
 from boxwise.data.scenes import write_scenes
 from boxwise.interop.files import save_weights
+from boxwise.recipes.configuration import SHORT
 from boxwise.recipes.pretrain import scrl_fpn
-from boxwise.recipes.recipe import SHORT
 from boxwise.recipes.transfer import FAMILIES, PROTOCOLS
 from boxwise.run.pretrain import build, card
 from layouts import voc_devkit, yolo_set

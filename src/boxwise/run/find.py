@@ -14,7 +14,8 @@ from boxwise.engine.device import leads
 from boxwise.recipes import pretrain as pretraining
 from boxwise.recipes import tables
 from boxwise.recipes import transfer as transferring
-from boxwise.recipes.recipe import Configuration, Recipe, TransferRecipe
+from boxwise.recipes.configuration import Configuration
+from boxwise.recipes.recipe import Recipe, TransferRecipe
 from boxwise.run.fit import flat, given_keys, on_ranks, scaled_rate
 from boxwise.strict import SettingsError, dump_yaml, load_yaml, nearest, plain
 

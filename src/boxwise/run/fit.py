@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from boxwise.data.paste import fewest
 from boxwise.engine.device import processes
-from boxwise.recipes.recipe import Configuration, Recipe, TransferRecipe
+from boxwise.recipes.configuration import Configuration
+from boxwise.recipes.recipe import Recipe, TransferRecipe
 from boxwise.strict import load_yaml, plain
 
 C = TypeVar("C", bound=Configuration)
