@@ -22,7 +22,8 @@ def views() -> tuple[ViewSpec, ...]:
 def with_auto_augment(recipe: Recipe) -> Recipe:
     """The paper's "+AA": AutoAugment on all four views, before the flip and MoCo-v2's colours.
 
-    The paper states neither the rules nor their place; these are the rules for ImageNet.
+    The paper states neither the rules nor their place, and gives RandAugment's paper as the source of "Auto
+    Augmentation". These are AutoAugment's rules for ImageNet.
     """
     changed = tuple(replace(view, auto_augment=True) for view in recipe.views)
     return replace(recipe, name=f"{recipe.name}_aa", views=changed)
