@@ -29,6 +29,9 @@ def test_a_run_is_measured_along_the_mesh(tmp_path: Path, capsys: pytest.Capture
     words = ["finetune", "densepose_rcnn", "--data", str(data), "--out", str(out), *flags(TINY)]
     assert main([*words, "--geodesics", str(tmp_path / "lost.npz")]) == 2
     assert "measure.geodesics: no file" in capsys.readouterr().err and not out.exists()
+    (tmp_path / "short.npz").write_bytes(mesh.read_bytes()[:-100])
+    assert main([*words, "--geodesics", str(tmp_path / "short.npz")]) == 1
+    assert "short.npz: cannot be read" in capsys.readouterr().err and not out.exists()
     assert main([*words, "--geodesics", str(mesh)]) == 0
     assert facts(out)["status"] == "finished"
     results = json.loads((out / "results.json").read_text())

@@ -399,6 +399,10 @@ def test_the_official_norms_are_taken_unless_told(tmp_path: Path, body: Geodesic
         ({"distances": np.zeros(1769)}, "1769 distances are not those of all pairs of 60 vertices"),
         ({"part": np.repeat(np.arange(24), 4)}, "its parts are not 1 to 24"),
         ({"uv": np.zeros((2, 96))}, "are not of the same samples"),
+        ({"distances": -np.ones(1770)}, "its distances are not all 0 or more"),
+        ({"distances": np.full(1770, np.nan)}, "its distances are not all 0 or more"),
+        ({"uv": np.full((96, 2), np.inf)}, "its uv are not all numbers"),
+        ({"vertex": np.array(["a"] * 96)}, "vertex: no numbers"),
         ({"norms": np.zeros(24)}, "norms are not 24 positive numbers"),
         ({"part": np.array([{}] * 96)}, "cannot be read"),
     ],
@@ -414,6 +418,7 @@ def test_a_file_that_is_no_mesh(change: dict, reason: str, tmp_path: Path) -> No
 def test_a_file_that_is_nothing(tmp_path: Path) -> None:
     """Breaks when a missing or another kind of file ends in a trace."""
     (tmp_path / "mesh.npz").write_text("no mesh")
-    for name in ("mesh.npz", "missing.npz"):
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    for name in ("mesh.npz", "missing.npz", "one.npy"):
         with pytest.raises(ValueError, match=f"{name}: cannot be read"):
             load_geodesics(tmp_path / name)

@@ -27,10 +27,10 @@ from boxwise.run.bad_images import BadImages
 from boxwise.run.draw import detections_sheet, write_picture
 from boxwise.run.draw_pixels import pixels_sheet
 from boxwise.run.find import saved
-from boxwise.run.preflight import doubts, measurable, preflight, suspects
+from boxwise.run.preflight import doubts, preflight, suspects
 from boxwise.strict import dump_yaml, plain
 from boxwise.transfer.detectors.base import Detector
-from boxwise.transfer.evaluate import measured, precision_of
+from boxwise.transfer.evaluate import measurable, measured, precision_of
 from boxwise.transfer.samples import DetectionBatch, TrainSamples, collate
 from boxwise.transfer.statistics import remeasured
 from boxwise.transfer.task import DetectionTask
@@ -54,7 +54,7 @@ def run_transfer(
         raise ValueError("no labelled image to train on: raise --labels")
     train = training_set(train, recipe.data)
     preflight(train, test, extras=recipe.detector.extras())
-    measurable(recipe, test)
+    measurable(test, config=recipe.detector, measure=recipe.measure)
     torch.manual_seed(run.seed)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if weights is None else (weights.mean, weights.std)
     classes = recipe.detector.classes(train)

@@ -12,7 +12,6 @@ from boxwise.data.decode import BadImage
 from boxwise.data.targets import Labelled
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.run.fit import rate
-from boxwise.transfer.metrics import figures
 
 TRIED = 64
 """Files whose sizes are compared with what their labels say."""
@@ -28,14 +27,6 @@ def preflight(train: Labelled, test: Labelled, *, extras: Collection[str]) -> No
     wrong = [*unlabelled(train, extras), *misplaced(train), *misplaced(test)]
     if wrong:
         raise ValueError("\n".join(dict.fromkeys(wrong)))
-
-
-def measurable(recipe: TransferRecipe, test: Labelled) -> None:
-    """Raises ValueError where the rules that were asked for do not measure what the detector finds, or lack what
-    they need of the labels. Rules that follow from the data always can."""
-    if recipe.measure.metric != "auto":
-        truth = test.subset(range(min(TRIED, len(test)))).coco()
-        figures(recipe.measure.metric, truth, [], kinds=recipe.detector.measured())
 
 
 def unlabelled(train: Labelled, extras: Collection[str]) -> Iterator[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,8 @@ from boxwise.config import settings
 from boxwise.data.targets import Labelled
 from boxwise.engine.device import dtype_of
 from boxwise.transfer.detectors.base import Detector, DetectorConfig, Targets
-from boxwise.transfer.metrics import Confusion, Metric, figures, semantic_figures
-from boxwise.transfer.metrics.densepose import densepose_figures
+from boxwise.transfer.metrics import Confusion, Metric, check_truth, figures, semantic_figures
+from boxwise.transfer.metrics.densepose import check_surfaces, densepose_figures
 from boxwise.transfer.metrics.geodesics import load_geodesics
 from boxwise.transfer.results import Result, results
 from boxwise.transfer.samples import DetectionBatch, TestSamples, collate
@@ -57,6 +57,15 @@ class Measured:
     """Of the first images, the class found of each pixel, where a detector tells pixels apart."""
 
 
+def measurable(labelled: Labelled, *, config: DetectorConfig, measure: Measure) -> None:
+    """Raises ValueError for all that could keep `measured` from its figures, however good the detector: to be called
+    before hours of training."""
+    if "semantic" in config.kinds():
+        _check_outlines(labelled)
+    else:
+        judge_of(labelled, config=config, measure=measure)
+
+
 def measured(
     model: Detector,
     labelled: Labelled,
@@ -68,24 +77,36 @@ def measured(
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Measured:
     """What `predict` finds on `labelled`, by the rules of `measure`: mean IoU of pixels for a detector that tells
-    those apart, else the figures of what it finds."""
+    those apart, else the figures of what it finds. Raises what `measurable` raises before anything is looked for."""
     if "semantic" in config.kinds():
+        _check_outlines(labelled)
         loader = _loader(labelled, config, batch_size, device)
         return _by_pixel(labelled, detections(model, loader, device=device, precision=precision))
+    judge = judge_of(labelled, config=config, measure=measure)
     found = predict(model, labelled, config=config, batch_size=batch_size, device=device, precision=precision)
-    truth, metric = labelled.coco(), metric_of(measure, labelled)
-    known = figures(metric, truth, found, kinds=config.measured())
+    return Measured(judge(found), found)
+
+
+def judge_of(
+    labelled: Labelled, *, config: DetectorConfig, measure: Measure
+) -> Callable[[Sequence[Result]], dict[str, float]]:
+    """What gives detections on `labelled` their figures. All that it needs is read, and checked, here."""
+    config.classes(labelled)
+    truth, metric, kinds = labelled.coco(), metric_of(measure, labelled), config.measured()
+    check_truth(metric, truth, kinds)
+    mesh = None
     if "densepose" in config.kinds():
-        known |= _on_surfaces(truth, found, measure.geodesics)
-    return Measured(known, found)
+        if measure.geodesics is None:
+            warnings.warn(BOXES_ALONE, stacklevel=3)
+        else:
+            mesh = load_geodesics(Path(measure.geodesics))
+            check_surfaces(truth)
 
+    def judge(found: Sequence[Result]) -> dict[str, float]:
+        known = figures(metric, truth, found, kinds=kinds)
+        return known if mesh is None else known | densepose_figures(truth, found, mesh)
 
-def _on_surfaces(truth: Mapping[str, Any], found: list[Result], geodesics: str | None) -> dict[str, float]:
-    """GPS and GPSm, where there is a mesh to measure along."""
-    if geodesics is None:
-        warnings.warn(BOXES_ALONE, stacklevel=3)
-        return {}
-    return densepose_figures(truth, found, load_geodesics(Path(geodesics)))
+    return judge
 
 
 def predict(
@@ -152,11 +173,6 @@ def pixel_classes_in(scores: Float[Tensor, "K h w"], source: tuple[int, int]) ->
 
 def _by_pixel(labelled: Labelled, found: Iterable[tuple[Targets, DetectionBatch]]) -> Measured:
     """Pixels of all images counted in one table, at the size of their sources."""
-    outlines = labelled.table.extras.get("segmentation", ())
-    if labelled.format != "cityscapes" and all(text == "null" for text in outlines):
-        raise ValueError(
-            f"{labelled.table.file}: none of its annotations has an outline: classes of pixels cannot be measured"
-        )
     names = labelled.semantic_names
     confusion: Confusion | None = None
     shown: list[Tensor] = []
@@ -174,6 +190,15 @@ def _by_pixel(labelled: Labelled, found: Iterable[tuple[Targets, DetectionBatch]
     accuracy = 100 * int(counts.diagonal().sum()) / known if known else -1.0
     ordered = {"mIoU": found_figures["mIoU"], "accuracy": accuracy, **found_figures}
     return Measured(ordered, [], tuple(shown))
+
+
+def _check_outlines(labelled: Labelled) -> None:
+    """Raises ValueError where classes of pixels are neither stated nor drawn."""
+    outlines = labelled.table.extras.get("segmentation", ())
+    if labelled.format != "cityscapes" and all(text == "null" for text in outlines):
+        raise ValueError(
+            f"{labelled.table.file}: none of its annotations has an outline: classes of pixels cannot be measured"
+        )
 
 
 def _loader(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
-import numpy as np
-
 from boxwise.transfer.metrics.cityscapes import (
-    CITYSCAPES_FIGURES,
+    check_void,
     cityscapes_figures,
     cityscapes_over_iou,
 )
@@ -18,39 +18,76 @@ from boxwise.transfer.metrics.coco import (
     Kind,
     Result,
     by_category,
+    check_objects,
     coco_figures,
     judged,
     over_iou,
 )
-from boxwise.transfer.metrics.lvis import LVIS_FIGURES, lvis_figures, lvis_judged
+from boxwise.transfer.metrics.lvis import LVIS_FIGURES, check_federated, lvis_figures, lvis_judged
 from boxwise.transfer.metrics.semantic import Confusion, class_ious, mean_iou, semantic_figures
-from boxwise.transfer.metrics.voc import VOC_FIGURES, Points, voc_aps, voc_figures
+from boxwise.transfer.metrics.voc import Points, voc_figures, voc_over_iou
 
 Metric = Literal["coco", "voc", "voc07", "lvis", "cityscapes"]
 """Whose rules: `voc` takes the area under the curve, `voc07` its eleven points, as for VOC 2007's test images."""
 
-MEASURED: Mapping[Metric, Mapping[Kind, tuple[str, ...]]] = {
-    "coco": FIGURES,
-    "voc": {"bbox": VOC_FIGURES},
-    "voc07": {"bbox": VOC_FIGURES},
-    "lvis": LVIS_FIGURES,
-    "cityscapes": {"bbox": FIGURES["bbox"], "segm": CITYSCAPES_FIGURES},
+Truth = Mapping[str, Any]
+"""COCO json as a dict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How one metric measures one kind."""
+
+    figures: Callable[[Truth, Sequence[Result]], dict[str, float]]
+    over_iou: Callable[[Truth, Sequence[Result]], list[float]]
+    """AP in 0..100 at each of IOUS; -1: nothing to measure."""
+    check: Callable[[Truth], None]
+    """Raises ValueError for what the truth lacks."""
+
+
+def _coco(kind: Kind) -> Rules:
+    return Rules(
+        partial(coco_figures, kind=kind),
+        lambda truth, results: over_iou(judged(truth, results, kind)),
+        partial(check_objects, kind=kind),
+    )
+
+
+def _voc(points: Points) -> Rules:
+    return Rules(
+        partial(voc_figures, points=points),
+        partial(voc_over_iou, points=points),
+        partial(check_objects, kind="bbox"),
+    )
+
+
+def _lvis(kind: Kind) -> Rules:
+    return Rules(
+        partial(lvis_figures, kind=kind),
+        lambda truth, results: over_iou(lvis_judged(truth, results, kind)),
+        partial(check_federated, kind=kind),
+    )
+
+
+RULES: Mapping[Metric, Mapping[Kind, Rules]] = {
+    "coco": {kind: _coco(kind) for kind in FIGURES},
+    "voc": {"bbox": _voc("area")},
+    "voc07": {"bbox": _voc("eleven")},
+    "lvis": {kind: _lvis(kind) for kind in LVIS_FIGURES},
+    "cityscapes": {"bbox": _coco("bbox"), "segm": Rules(cityscapes_figures, cityscapes_over_iou, check_void)},
 }
-"""The figures that each metric gives of what it can compare, in order. Cityscapes has no rules for boxes: COCO's."""
+"""What each metric can compare, in the order of its figures. Cityscapes has no rules for boxes: COCO's."""
 
 BOXES: tuple[Kind, ...] = ("bbox",)
 
-_POINTS: Mapping[str, Points] = {"voc": "area", "voc07": "eleven"}
-
 __all__ = [
     "FIGURES",
-    "MEASURED",
     "Confusion",
     "Kind",
     "Metric",
     "Result",
     "by_category",
-    "check_kinds",
+    "check_truth",
     "class_ious",
     "coco_figures",
     "curves",
@@ -60,59 +97,36 @@ __all__ = [
 ]
 
 
-def check_kinds(metric: Metric, kinds: Collection[Kind]) -> None:
-    """Raises ValueError for a kind that the metric does not compare: to be called before hours of training."""
+def check_truth(metric: Metric, truth: Truth, kinds: Collection[Kind]) -> None:
+    """Raises ValueError for a kind that the metric does not compare, and for what the truth lacks to be compared
+    with: to be called before hours of training."""
     for kind in kinds:
-        if kind not in MEASURED[metric]:
-            raise ValueError(
-                f"{metric} measures {' and '.join(MEASURED[metric])}, not {kind}: take another metric"
-            )
+        _rules(metric, kind).check(truth)
 
 
 def figures(
-    metric: Metric,
-    truth: Mapping[str, Any],
-    results: Sequence[Result],
-    *,
-    kinds: Collection[Kind] = BOXES,
+    metric: Metric, truth: Truth, results: Sequence[Result], *, kinds: Collection[Kind] = BOXES
 ) -> dict[str, float]:
     """Figures in 0..100 by name, boxes first; -1 where there is nothing to measure.
 
-    `truth` is COCO json as a dict, and both arguments stay as they are. Masks' figures are named mask_..., those
-    of keypoints kp_... . Raises ValueError for a kind that the metric does not compare.
+    Both arguments stay as they are. Masks' figures are named mask_..., those of keypoints kp_... . Raises ValueError
+    as `check_truth` does.
     """
-    check_kinds(metric, kinds)
     found: dict[str, float] = {}
-    for kind in MEASURED[metric]:
-        if kind in kinds:
-            found |= _figures(metric, truth, results, kind)
+    for kind in sorted(kinds, key=[*FIGURES].index):
+        found |= _rules(metric, kind).figures(truth, results)
     return found
 
 
 def curves(
-    truth: Mapping[str, Any], results: Sequence[Result], kind: Kind = "bbox", *, metric: Metric = "coco"
+    truth: Truth, results: Sequence[Result], kind: Kind = "bbox", *, metric: Metric = "coco"
 ) -> dict[str, list[float]]:
     """AP in 0..100 at each of the ten thresholds of IoU, as parallel lists `iou` and `AP`; -1: nothing to measure."""
-    check_kinds(metric, (kind,))
-    if metric in _POINTS:
-        aps = list(voc_aps(truth, results, points=_POINTS[metric]).values())
-        found = [100 * float(ap) for ap in np.mean(aps, axis=0)] if aps else [-1.0] * len(IOUS)
-    elif metric == "lvis":
-        found = over_iou(lvis_judged(truth, results, kind))
-    elif metric == "cityscapes" and kind == "segm":
-        found = cityscapes_over_iou(truth, results)
-    else:
-        found = over_iou(judged(truth, results, kind))
-    return {"iou": list(IOUS), "AP": found}
+    return {"iou": list(IOUS), "AP": _rules(metric, kind).over_iou(truth, results)}
 
 
-def _figures(
-    metric: Metric, truth: Mapping[str, Any], results: Sequence[Result], kind: Kind
-) -> dict[str, float]:
-    if metric in _POINTS:
-        return voc_figures(truth, results, points=_POINTS[metric])
-    if metric == "lvis":
-        return lvis_figures(truth, results, kind)
-    if metric == "cityscapes" and kind == "segm":
-        return cityscapes_figures(truth, results)
-    return coco_figures(truth, results, kind)
+def _rules(metric: Metric, kind: Kind) -> Rules:
+    rules = RULES[metric]
+    if kind not in rules:
+        raise ValueError(f"{metric} measures {' and '.join(rules)}, not {kind}: take another metric")
+    return rules[kind]

@@ -76,6 +76,7 @@ def cityscapes_figures(truth: Mapping[str, Any], results: Sequence[Result]) -> d
 
 def cityscapes_over_iou(truth: Mapping[str, Any], results: Sequence[Result]) -> list[float]:
     """AP in 0..100 at each of the ten thresholds; -1 throughout where the truth has no object to find."""
+    check_void(truth)
     objects: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for annotation in truth["annotations"]:
         objects[annotation["image_id"]].append(annotation)
@@ -94,14 +95,19 @@ def cityscapes_over_iou(truth: Mapping[str, Any], results: Sequence[Result]) -> 
     return [100 * float(ap) for ap in np.mean(classes, axis=0)] if classes else [-1.0] * len(OVERLAPS)
 
 
+def check_void(truth: Mapping[str, Any]) -> None:
+    """Raises ValueError for images that do not say where they are void."""
+    for image in truth["images"]:
+        if "void" not in image:
+            raise ValueError(
+                f"image {image['id']} does not say where it is void: take Cityscapes' own folders, or measure by coco"
+            )
+
+
 def _frames(
     image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], results: Sequence[Result]
 ) -> Iterator[tuple[int, _Frame]]:
     """Each class of one image. Detections without a pixel are dropped."""
-    if "void" not in image:
-        raise ValueError(
-            f"image {image['id']} does not say where it is void: take Cityscapes' own folders, or measure by coco"
-        )
     for result in results:
         if result.get("segmentation") is None:
             raise ValueError(

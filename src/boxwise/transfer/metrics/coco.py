@@ -57,6 +57,14 @@ def coco_figures(
     return {name: percent(s) for name, s in zip(FIGURES[kind], stats, strict=True)}
 
 
+def check_objects(truth: Mapping[str, Any], kind: Kind) -> None:
+    """Raises ValueError where objects lack what `kind` compares."""
+    if kind == "segm":
+        _check_outlines(truth["annotations"])
+    if kind == "keypoints":
+        _with_keypoints(truth["annotations"], [])
+
+
 def over_iou(judge: COCOeval_faster) -> list[float]:
     """AP in 0..100 at each of IOUS, over all sizes and with as many detections as count."""
     precision = judge.eval["precision"][:, :, :, 0, -1]  # threshold, recall, category
@@ -77,8 +85,7 @@ def judged(
 ) -> COCOeval_faster:
     """The evaluator after its work; both arguments stay as they are. `federated`: by LVIS's rules."""
     annotations = [{**a, "id": i + 1} for i, a in enumerate(truth["annotations"])]
-    if kind == "segm":
-        _check_outlines(annotations)
+    check_objects(truth, kind)
     if kind == "keypoints":
         annotations = _with_keypoints(annotations, results)
     coco = COCO({**truth, "annotations": annotations})
@@ -126,15 +133,17 @@ def _only(results: Sequence[Result], kind: Kind) -> list[dict[str, Any]]:
 
 
 def _check_outlines(annotations: Sequence[Mapping[str, Any]]) -> None:
-    for a in annotations:
+    for number, a in enumerate(annotations, start=1):
         if not a.get("segmentation"):
             raise ValueError(
-                f"annotation {a['id']} in the order of the json, on image {a['image_id']}, has no segmentation: "
+                f"annotation {number} in the order of the json, on image {a['image_id']}, has no segmentation: "
                 "give every object one, or measure boxes alone"
             )
 
 
-def _with_keypoints(annotations: Sequence[dict[str, Any]], results: Sequence[Result]) -> list[dict[str, Any]]:
+def _with_keypoints(
+    annotations: Sequence[Mapping[str, Any]], results: Sequence[Result]
+) -> list[dict[str, Any]]:
     """Objects without keypoints get unlabelled ones, and every object their count."""
     known = [a["keypoints"] for a in annotations if a.get("keypoints")]
     lengths = {len(points) for points in (*known, *(r.get("keypoints", ()) for r in results))}

@@ -63,6 +63,16 @@ def densepose_figures(
     return {f"gps_{n}": v for n, v in gps.items()} | {f"gpsm_{n}": v for n, v in gpsm.items()}
 
 
+def check_surfaces(truth: Mapping[str, Any]) -> None:
+    """Raises ValueError for an object with points that has no mask."""
+    for annotation in truth["annotations"]:
+        if "dp_x" in annotation and "dp_masks" not in annotation and not annotation.get("segmentation"):
+            raise ValueError(
+                f"an object on image {annotation['image_id']} has points and neither dp_masks nor segmentation, which "
+                "GPSm is measured with: take DensePose-COCO's json, or measure boxes alone"
+            )
+
+
 def _scenes(
     image: Mapping[str, Any],
     objects: Sequence[Mapping[str, Any]],

@@ -73,12 +73,20 @@ def load_geodesics(file: Path) -> Geodesics:
     is missing or contradicts the rest.
     """
     try:
-        with np.load(file, allow_pickle=False) as held:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
             arrays = {name: held[name] for name in held.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        TypeError,
+        zipfile.BadZipFile,
+    ) as error:  # TypeError: a single array
         raise ValueError(f"{file}: cannot be read ({error}); --geodesics takes {ARRAYS}") from None
     if missing := {"distances", "part", "uv", "vertex"} - arrays.keys():
         raise ValueError(f"{file}: lacks {', '.join(sorted(missing))}; --geodesics takes {ARRAYS}")
+    if words := [name for name, held in arrays.items() if held.dtype.kind not in "fiu"]:
+        raise ValueError(f"{file}: {', '.join(sorted(words))}: no numbers; --geodesics takes {ARRAYS}")
     part, vertex = arrays["part"].ravel().astype(np.int64), arrays["vertex"].ravel().astype(np.int64)
     distances, uv = arrays["distances"].ravel(), arrays["uv"].astype(np.float64)
     norms = arrays.get("norms", np.array(NORMS)).ravel().astype(np.float64)
@@ -103,6 +111,10 @@ def _wrong(
         return f"its parts are not 1 to {PARTS}, all of them"
     if vertex.min() < 0 or len(distances) < vertices * (vertices - 1) // 2:
         return f"{len(distances)} distances are not those of all pairs of {vertices} vertices"
+    if not (distances.min(initial=0) >= 0 and np.isfinite(distances.max(initial=0))):  # NaN is neither
+        return "its distances are not all 0 or more"
+    if not np.isfinite(uv).all():
+        return "its uv are not all numbers"
     if norms.shape != (PARTS,) or not (norms > 0).all():
         return f"norms are not {PARTS} positive numbers"
     return ""

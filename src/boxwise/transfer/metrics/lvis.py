@@ -14,7 +14,15 @@ from typing import Any
 
 from faster_coco_eval import COCOeval_faster
 
-from boxwise.transfer.metrics.coco import FEDERATED_DETECTIONS, PREFIX, Kind, Result, judged, percent
+from boxwise.transfer.metrics.coco import (
+    FEDERATED_DETECTIONS,
+    PREFIX,
+    Kind,
+    Result,
+    check_objects,
+    judged,
+    percent,
+)
 
 _NAMES: Mapping[str, str] = {
     "AP": "AP_all",
@@ -45,8 +53,7 @@ def lvis_figures(
 ) -> dict[str, float]:
     """In 0..100, by name; -1 where the truth has no such object.
 
-    `truth` is LVIS json as a dict. Raises ValueError where images lack their two lists of categories, or
-    categories their frequency.
+    `truth` is LVIS json as a dict. Raises ValueError as `check_federated` does.
     """
     stats = lvis_judged(truth, results, kind).stats_as_dict
     return {PREFIX[kind] + ours: percent(float(stats[theirs])) for ours, theirs in _NAMES.items()}
@@ -54,6 +61,13 @@ def lvis_figures(
 
 def lvis_judged(truth: Mapping[str, Any], results: Sequence[Result], kind: Kind) -> COCOeval_faster:
     """The evaluator after its work."""
+    check_federated(truth, kind)
+    return judged(truth, _countable(truth, _surest(results)), kind, federated=True)
+
+
+def check_federated(truth: Mapping[str, Any], kind: Kind) -> None:
+    """Raises ValueError where images lack their two lists of categories, categories their frequency, or objects what
+    `kind` compares."""
     for image in truth["images"]:
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
             if key not in image:
@@ -64,7 +78,7 @@ def lvis_judged(truth: Mapping[str, Any], results: Sequence[Result], kind: Kind)
                 f"category {category['id']} {category['name']} has no frequency of r, c or f: take LVIS v1 json, or "
                 "measure by coco"
             )
-    return judged(truth, _countable(truth, _surest(results)), kind, federated=True)
+    check_objects(truth, kind)
 
 
 def _countable(truth: Mapping[str, Any], results: Sequence[Result]) -> list[Result]:

@@ -46,6 +46,12 @@ def voc_figures(truth: Mapping[str, Any], results: Sequence[Result], *, points: 
     return {"AP": float(at.mean()), "AP50": float(at[0]), "AP75": float(at[5])}
 
 
+def voc_over_iou(truth: Mapping[str, Any], results: Sequence[Result], *, points: Points) -> list[float]:
+    """AP in 0..100 at each of the ten thresholds; -1 throughout where the truth has no object."""
+    aps = list(voc_aps(truth, results, points=points).values())
+    return [100 * float(ap) for ap in np.mean(aps, axis=0)] if aps else [-1.0] * len(IOUS)
+
+
 def voc_aps(truth: Mapping[str, Any], results: Sequence[Result], *, points: Points) -> dict[int, list[float]]:
     """AP in 0..1 at each of the ten thresholds, by id of category; categories without an object are left out."""
     objects: dict[tuple[int, int], list[Mapping[str, Any]]] = defaultdict(list)
