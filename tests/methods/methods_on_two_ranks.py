@@ -68,6 +68,7 @@ CASES: dict[
     "insloc, no norms": (insloc.Config(**SMALL, queue=20, pool_size=3), True, []),
     "detco, no norms": (detco.Config(**SMALL, queue=20, symmetric_gl=True), False, []),
     "byol": (image_level.BYOLConfig(**SMALL), False, []),
+    "byol, joint": (image_level.BYOLConfig(**SMALL, joint=True), False, []),
     "simsiam": (image_level.SimSiamConfig(**SMALL), False, []),
 }
 

@@ -32,6 +32,7 @@ C4 = (Windows(level="c4", size=14, stride=9),)
 METHODS: dict[str, tuple[MethodConfig, bool | tuple[str, ...]]] = {  # settings, and the FPN that they need
     "mocov2": (image_level.MoCoConfig(**SMALL, queue=20), False),
     "byol": (image_level.BYOLConfig(**SMALL), False),
+    "byol, joint": (image_level.BYOLConfig(**SMALL, joint=True), False),
     "simsiam": (image_level.SimSiamConfig(**SMALL), False),
     "scrl": (scrl.Config(**SMALL, min_box=16, boxes=3), False),
     "scrl, paper's boxes": (scrl.Config(**SMALL, min_box=16, generator="uniform", jitter=0.1), False),

@@ -96,6 +96,22 @@ def test_every_recipe_survives_yaml(tmp_path: Path) -> None:
         assert replace(pretrain_recipe("mocov2_r50_200ep", config=file).recipe, name=name) == recipe
 
 
+def test_figures_in_docstrings_are_those_of_the_rows() -> None:
+    """Breaks when a published run claims a figure that no paper printed of it."""
+    elsewhere = {"byol_r50_300ep": {72.5}, "simsiam_r50_200ep": {70.0}}  # in the methods' own papers
+    printed = dict(elsewhere)
+    for row in rows():
+        if (recipe := start(row).recipe) is not None:
+            figures = {round(value, 1) for value in row.metrics.values() if not isinstance(value, str)}
+            printed[recipe.name] = printed.get(recipe.name, set()) | figures
+    told = 0
+    for run in pretrain.PUBLISHED:
+        claims = re.findall(r"(?<![\w.])\d+\.\d+", (run.__doc__ or "").partition("Published:")[2])
+        assert {float(claim) for claim in claims} <= printed.get(run.__name__, set()), run.__name__
+        told += bool(claims)
+    assert told > 20
+
+
 def test_scrls_tables_6_and_7() -> None:
     """Breaks when an ablation's row trains what another row trains."""
     for count in (1, 5, 10):
