@@ -17,7 +17,8 @@ from boxwise.geometry.views import Batch, View
 from boxwise.methods import detco, image_level, insloc, resim, resim_simsiam, scrl, soco
 from boxwise.methods.base import MethodConfig
 from boxwise.methods.resim_windows import Windows
-from boxwise.nn.ranks import rank, synchronise, world
+from boxwise.nn.joint_norm import synchronise
+from boxwise.nn.ranks import rank, world
 from encoders import TinyEncoder
 
 IMAGES = 6

@@ -13,7 +13,7 @@ from boxwise.data.cut import Crop, ViewSpec
 from boxwise.geometry.views import Batch, View
 from boxwise.methods.detco import Config, DetCo
 from boxwise.nn.encoder import EncoderConfig
-from boxwise.nn.ranks import Shuffle
+from boxwise.nn.shuffle import Shuffle
 from boxwise.recipes.detco import detco_r50_200ep
 from encoders import TinyEncoder
 from given import Given, numbered

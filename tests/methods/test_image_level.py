@@ -17,7 +17,7 @@ from boxwise.engine.optim import build_optimiser
 from boxwise.geometry.views import Batch, View
 from boxwise.methods.base import Method
 from boxwise.methods.image_level import BYOLConfig, MoCoConfig, SimSiamConfig
-from boxwise.nn.ranks import Shuffle
+from boxwise.nn.shuffle import Shuffle
 from encoders import TinyEncoder
 
 IMAGES = 8

@@ -20,7 +20,7 @@ from boxwise.methods.insloc import Config, InsLoc, compare, pasted
 from boxwise.nn.encoder import EncoderConfig
 from boxwise.nn.heads import box_head, moco_projector
 from boxwise.nn.queue import Queue
-from boxwise.nn.ranks import Shuffle
+from boxwise.nn.shuffle import Shuffle
 from boxwise.nn.teacher import Teacher
 from boxwise.recipes.insloc import (
     insloc_r50_c4_200ep,

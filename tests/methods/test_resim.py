@@ -21,7 +21,7 @@ from boxwise.methods.resim_simsiam import Config as SimSiamConfig
 from boxwise.methods.resim_windows import C4, FPN, Windows
 from boxwise.nn.cells import means, own_only, touched
 from boxwise.nn.encoder import EncoderConfig
-from boxwise.nn.ranks import Shuffle
+from boxwise.nn.shuffle import Shuffle
 from boxwise.nn.teacher import Teacher
 from boxwise.recipes.resim import views as published_views
 from encoders import SeeThrough, TinyEncoder

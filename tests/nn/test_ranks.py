@@ -10,17 +10,10 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from boxwise.geometry.views import View
-from boxwise.nn import ranks
-from boxwise.nn.ranks import (
-    AllReduceNorm,
-    Shuffle,
-    gather,
-    rank,
-    row_weight,
-    shared_count,
-    synchronise,
-    world,
-)
+from boxwise.nn import joint_norm
+from boxwise.nn.joint_norm import AllReduceNorm, synchronise
+from boxwise.nn.ranks import gather, rank, row_weight, shared_count, world
+from boxwise.nn.shuffle import Shuffle
 
 
 def test_alone_there_is_nothing_to_exchange() -> None:
@@ -37,7 +30,7 @@ def test_every_norm_is_joined_under_its_own_name(
     device: str, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Breaks when a norm is left out, a name changes, or the weights are no longer those of the optimiser."""
-    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(joint_norm, "world", lambda: 2)
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(BatchNormAct2d(4)))
     before = dict(network.named_parameters()) | dict(network.named_buffers())
     assert synchronise(network, device) is network

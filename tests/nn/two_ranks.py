@@ -17,10 +17,12 @@ from boxwise.geometry.views import View
 from boxwise.nn.branch import Branch, Tap
 from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.heads import projector
+from boxwise.nn.joint_norm import synchronise
 from boxwise.nn.objectives import cosine_distance, info_nce
 from boxwise.nn.pools import LevelBySize, Whole
 from boxwise.nn.queue import Queue
-from boxwise.nn.ranks import Shuffle, gather, rank, row_weight, synchronise, world
+from boxwise.nn.ranks import gather, rank, row_weight, world
+from boxwise.nn.shuffle import Shuffle
 
 Case = Callable[[], Any]
 SPLITS = {"even": (4, 4), "uneven": (3, 5), "lone": (7, 1), "none": (8, 0)}

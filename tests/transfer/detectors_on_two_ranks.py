@@ -21,7 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from boxwise.data.targets import IGNORED
 from boxwise.engine.loop import seed_draws
-from boxwise.nn.ranks import rank, synchronise, world
+from boxwise.nn.joint_norm import synchronise
+from boxwise.nn.ranks import rank, world
 from boxwise.transfer.detectors.base import DetectorConfig
 from boxwise.transfer.detectors.c4 import FasterRCNNC4, MaskRCNNC4
 from boxwise.transfer.detectors.densepose import DensePoseRCNN

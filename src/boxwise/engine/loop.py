@@ -23,7 +23,7 @@ from boxwise.engine.journal import Journal
 from boxwise.engine.metrics import Clock, Meter, Row, fetch
 from boxwise.engine.optim import build_optimiser, learning_rate
 from boxwise.engine.signals import Stop
-from boxwise.nn.ranks import synchronise
+from boxwise.nn.joint_norm import synchronise
 from boxwise.shapes import Scalar
 
 __all__ = ["Diverged", "Result", "Task", "device_of", "dtype_of", "fit"]

@@ -33,7 +33,7 @@ from boxwise.nn.heads import moco_projector
 from boxwise.nn.objectives import info_nce
 from boxwise.nn.pools import Together, Whole
 from boxwise.nn.queue import Queue
-from boxwise.nn.ranks import Shuffle
+from boxwise.nn.shuffle import Shuffle
 from boxwise.nn.teacher import Teacher
 from boxwise.shapes import Embeddings, Scalar
 

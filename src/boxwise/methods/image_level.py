@@ -30,7 +30,7 @@ from boxwise.nn.heads import moco_projector, projector, simsiam_predictor, simsi
 from boxwise.nn.objectives import cosine_distance, info_nce, negative_cosine
 from boxwise.nn.pools import Whole
 from boxwise.nn.queue import Queue
-from boxwise.nn.ranks import Shuffle
+from boxwise.nn.shuffle import Shuffle
 from boxwise.nn.teacher import Teacher, cosine_momentum
 from boxwise.shapes import Scalar
 

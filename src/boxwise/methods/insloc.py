@@ -34,7 +34,7 @@ from boxwise.nn.heads import BOX_HEAD_WIDTH, Res5Head, box_head, moco_projector
 from boxwise.nn.objectives import info_nce
 from boxwise.nn.pools import EveryLevel
 from boxwise.nn.queue import Queue
-from boxwise.nn.ranks import Shuffle
+from boxwise.nn.shuffle import Shuffle
 from boxwise.nn.teacher import Teacher
 from boxwise.shapes import Boxes, Embeddings, Scalar
 

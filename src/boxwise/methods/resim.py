@@ -34,7 +34,8 @@ from boxwise.nn.heads import conv_projector, moco_projector
 from boxwise.nn.objectives import info_nce, unit
 from boxwise.nn.pools import Level, Whole
 from boxwise.nn.queue import Queue
-from boxwise.nn.ranks import Shuffle, gather, groups, rank, row_weight
+from boxwise.nn.ranks import gather, rank, row_weight
+from boxwise.nn.shuffle import Shuffle, groups
 from boxwise.nn.teacher import Teacher
 from boxwise.shapes import Scalar
 
