@@ -19,9 +19,10 @@ from boxwise.interop.keys import WeightsError
 from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.heads import box_head
 from boxwise.transfer.detectors.fcos import FCOS, matches
-from boxwise.transfer.detectors.one_stage import OneStage, OneStageDetector, UpperBlocks, assigned, focal
+from boxwise.transfer.detectors.one_stage import OneStage, OneStageDetector, assigned, focal
 from boxwise.transfer.detectors.rcnn import FasterRCNNFPN
 from boxwise.transfer.detectors.retinanet import RetinaNet
+from boxwise.transfer.detectors.upper_pyramid import UpperBlocks
 from boxwise.transfer.samples import DetectionBatch, TrainSamples, collate
 from boxwise.transfer.task import Detection
 
@@ -196,7 +197,7 @@ def test_anchors_and_ranges_follow_the_image_size(size: int, first: int) -> None
         model, other = small(RetinaNet, **told), small(FCOS, **told)
     thirds = tuple((s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))) for s in anchors)
     assert model.anchor_generator.sizes == thirds
-    assert other.limits == tuple(2 * first << i for i in range(4))
+    assert other.config.limits() == tuple(2 * first << i for i in range(4))
     assert FCOS(ranges=(1, 2, 3, 4)).limits() == (1, 2, 3, 4)
     assert RetinaNet(anchor_sizes=(4, 8, 20, 40, 90)).anchors() == (4, 8, 20, 40, 90)
 
@@ -464,7 +465,7 @@ def test_bfloat16_trains_and_boxes_stay_exact(family: type[OneStage], batch: Det
     images = ImageList(torch.rand(1, 3, 352, 384), [(350, 384)])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         maps = [*model.backbone(images.tensors).values()]
-        anchors, outputs = model.anchor_generator(images, maps)[0], model.head(maps)
+        outputs, (anchors,), _ = model.read(images)
         (one,) = model.detect(images)
     assert maps[0].dtype == torch.bfloat16 and {t.dtype for t in outputs.values()} == {torch.float32}
     assert torch.equal(anchors, model.anchor_generator(images, [m.float() for m in maps])[0])

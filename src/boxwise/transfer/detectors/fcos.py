@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchvision.models.detection import fcos as torchvisions
 from torchvision.ops import generalized_box_iou_loss
@@ -18,15 +18,10 @@ from boxwise.nn.ranks import shared_count
 from boxwise.shapes import Scalar
 from boxwise.transfer.detectors.base import Targets
 from boxwise.transfer.detectors.one_stage import (
-    STRIDES,
-    LevelAnchors,
     OneStage,
     OneStageDetector,
-    UpperPyramid,
-    assigned,
-    focal,
 )
-from boxwise.transfer.detectors.precision import exact
+from boxwise.transfer.detectors.upper_pyramid import STRIDES, LevelAnchors, UpperPyramid
 
 
 @settings
@@ -77,43 +72,50 @@ class FCOS(OneStage):
             UpperPyramid(self.encoder(), p6_from=self.p6_from),
             classes + 1,
             anchor_generator=LevelAnchors(tuple((s,) for s in STRIDES), ((1.0,),) * 5),
-            head=Head(self, classes + 1),
             center_sampling_radius=self.center_radius or math.inf,
             **self.options(mean, std),
         )
-        model.limits = self.limits()
         return self.finished(model, mean, std)
 
 
-class FCOSDetector(torchvisions.FCOS, OneStageDetector):  # type: ignore[misc]
+class FCOSDetector(OneStageDetector, torchvisions.FCOS):  # type: ignore[misc]
     """torchvision's FCOS as one of our detectors. Its anchors are squares of a stride around each place."""
 
-    limits: tuple[int, ...]
+    config: FCOS
     center_sampling_radius: float
+    box_coder: Any
 
-    def terms(
-        self, targets: Targets, outputs: dict[str, Tensor], anchors: list[Tensor], cells: list[int]
-    ) -> dict[str, Scalar]:
-        return self.compute_loss(targets, outputs, anchors, cells)
-
-    def compute_loss(
-        self,
-        targets: Targets,
-        head_outputs: dict[str, Tensor],
-        anchors: list[Tensor],
-        num_anchors_per_level: list[int],
-    ) -> dict[str, Scalar]:
-        places = anchors[0]
-        limits = places.new_tensor([0.0, *self.limits, math.inf])
-        level = torch.repeat_interleave(torch.tensor(num_anchors_per_level, device=places.device))
-        matched = [
+    def matched(self, places: Float[Tensor, "A 4"], targets: Targets) -> Int[Tensor, "B A"]:
+        limits = places.new_tensor([0.0, *self.config.limits(), math.inf])
+        level = torch.log2((places[:, 2] - places[:, 0]) / STRIDES[0]).round().long()
+        rows = [
             matches(
                 places, target["boxes"], limits[level], limits[level + 1], radius=self.center_sampling_radius
             )
             for target in targets
         ]
-        found: dict[str, Scalar] = self.head.compute_loss(targets, head_outputs, anchors, matched)
-        return found
+        return torch.stack(rows)
+
+    def off(
+        self, outputs: dict[str, Tensor], places: Float[Tensor, "B A 4"], boxes: Float[Tensor, "B A 4"]
+    ) -> dict[str, Float[Tensor, "B A"]]:
+        """Of boxes by GIoU, and of centerness: 1 in the middle of a box, 0 at its border."""
+        told = self.box_coder.decode(outputs["bbox_regression"], places)
+        sides: Any = self.box_coder.encode(places, boxes)
+        share = torch.minimum(sides[..., :2], sides[..., 2:]) / torch.maximum(sides[..., :2], sides[..., 2:])
+        return {
+            "bbox_regression": generalized_box_iou_loss(told.flatten(0, 1), boxes.flatten(0, 1)).view(
+                places.shape[:2]
+            ),
+            "bbox_ctrness": F.binary_cross_entropy_with_logits(
+                outputs["bbox_ctrness"][..., 0], share.prod(-1).sqrt(), reduction="none"
+            ),
+        }
+
+    def averaging(self, things: Bool[Tensor, "B A"]) -> Callable[[Float[Tensor, "B A"]], Scalar]:
+        """The sum by the count of all images, those of other ranks among them."""
+        count = shared_count(things.sum())
+        return lambda rows: rows.sum() / count
 
 
 def matches(
@@ -137,43 +139,3 @@ def matches(
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     smallest, row = torch.where(fits, area, math.inf).min(1)
     return torch.where(smallest.isinf(), -1, row)
-
-
-class Head(torchvisions.FCOSHead):  # type: ignore[misc]
-    """torchvision's, with settings for its losses, and outputs never below float32."""
-
-    def __init__(self, config: FCOS, columns: int) -> None:
-        super().__init__(config.fpn_channels, 1, columns)
-        self.config = config
-
-    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
-        return {name: exact(rows) for name, rows in super().forward(x).items()}
-
-    def compute_loss(
-        self,
-        targets: Targets,
-        head_outputs: dict[str, Tensor],
-        anchors: list[Tensor],
-        matched_idxs: list[Tensor],
-    ) -> dict[str, Scalar]:
-        config, places = self.config, torch.stack(anchors)
-        labels, boxes = assigned(targets, places, torch.stack(matched_idxs))
-        things = labels > 0
-        count = shared_count(things.sum())
-        scores = focal(head_outputs["cls_logits"], labels, alpha=config.focal_alpha, gamma=config.focal_gamma)
-        found = self.box_coder.decode(head_outputs["bbox_regression"], places)
-        off = generalized_box_iou_loss(found.flatten(0, 1), boxes.flatten(0, 1)).view_as(labels)
-        centred = F.binary_cross_entropy_with_logits(
-            head_outputs["bbox_ctrness"][..., 0], self._centred(places, boxes), reduction="none"
-        )
-        return {
-            "classification": scores.sum() / count,
-            "bbox_regression": torch.where(things, off, 0).sum() / count,
-            "bbox_ctrness": torch.where(things, centred, 0).sum() / count,
-        }
-
-    def _centred(self, places: Tensor, boxes: Tensor) -> Tensor:
-        """1 in the middle of a box, 0 at its border."""
-        sides: Any = self.box_coder.encode(places, boxes)
-        share = torch.minimum(sides[..., :2], sides[..., 2:]) / torch.maximum(sides[..., :2], sides[..., 2:])
-        return share.prod(-1).sqrt()

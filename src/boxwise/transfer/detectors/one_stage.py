@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import abstractmethod
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import FeaturePyramidNetwork, sigmoid_focal_loss
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops import sigmoid_focal_loss
 
 from boxwise.config import settings
-from boxwise.nn.encoder import Encoder, EncoderConfig
+from boxwise.nn.encoder import EncoderConfig
 from boxwise.nn.pyramid import UpperLevels
-from boxwise.shapes import Image, Scalar
+from boxwise.shapes import Scalar
 from boxwise.transfer.detectors.base import Detector, DetectorConfig, Targets
-from boxwise.transfer.detectors.precision import Anchors
+from boxwise.transfer.detectors.precision import exact
 
-STRIDES = (8, 16, 32, 64, 128)
-"""Pixels of the image per cell of p3 to p7."""
 GROUPS = 32
 """Groups of each GroupNorm in a head."""
+BETWEEN = Matcher.BETWEEN_THRESHOLDS
+"""Of anchors that overlap a thing too much to be of the background, and too little to be its own."""
 TERMS = {"classification": "classifier", "bbox_regression": "box", "bbox_ctrness": "centerness"}
 """torchvision's names of the losses, and ours."""
 
@@ -92,98 +89,63 @@ class OneStage(DetectorConfig):
     def finished(
         self, model: OneStageDetector, mean: Sequence[float], std: Sequence[float]
     ) -> OneStageDetector:
-        """`model` with the head's prior, and with what is to be frozen frozen."""
+        """`model` with its settings, the head's prior, and with what is to be frozen frozen."""
         first: Any = model.head.classification_head.cls_logits.bias
         nn.init.constant_(first, -math.log((1 - self.prior) / self.prior))
-        model.mean, model.std = mean, std
+        model.config, model.mean, model.std = self, mean, std
         self.hold(model.backbone)
         return model
 
 
-class UpperPyramid(Encoder):
-    """An encoder as detectors of one stage want it: p3 to p5, and p6 and p7 convolved on top.
-
-    Names are torchvision's, whose pyramid counts its blocks from c3. The map c2 is there, but nothing reads it.
-    """
-
-    fpn: Any
-
-    def __init__(self, config: EncoderConfig, *, p6_from: Literal["c5", "p5"]) -> None:
-        super().__init__(dataclasses.replace(config, fpn=False))
-        below, width = [self.channels[name] for name in ("c3", "c4", "c5")], config.fpn_channels
-        above = UpperBlocks(width if p6_from == "p5" else below[-1], width)
-        above.use_P5 = p6_from == "p5"  # torchvision goes by the widths, which may be equal
-        norm = nn.BatchNorm2d if config.fpn_norm == "bn" else None
-        self.fpn = FeaturePyramidNetwork(below, width, extra_blocks=above, norm_layer=norm)
-        self.out_channels = width
-
-    def forward(self, image: Image) -> dict[str, Float[Tensor, "B C _h _w"]]:
-        maps = self.trunk(image)
-        found: dict[str, Tensor] = self.fpn(
-            OrderedDict((str(i), maps[name]) for i, name in enumerate(("c3", "c4", "c5")))
-        )
-        return found
-
-
-class UpperBlocks(LastLevelP6P7):  # type: ignore[misc]
-    """torchvision's p6 and p7, the zeros around their maps written out.
-
-    On a CPU in bfloat16 torch 2.15 leaves some gradients of a convolution that pads and strides unwritten where the
-    map has one column, as p6 of an image of 64 px has: what lay in their memory moves the weights.
-    """
-
-    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        p6 = _halved(self.p6, p[-1] if self.use_P5 else c[-1])
-        p7 = _halved(self.p7, F.relu(p6))
-        return [*p, p6, p7], [*names, "p6", "p7"]
-
-
-def _halved(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """3 x 3 cells around every second one."""
-    return F.conv2d(F.pad(x, (1, 1, 1, 1)), convolution.weight, convolution.bias, stride=2)
-
-
-class LevelAnchors(Anchors):
-    """Anchors at multiples of the very strides of p3 to p7, from the corner of the image on.
-
-    torchvision divides the image's side by the map's, which was rounded up: at 800 px it takes p7's stride for
-    114 instead of 128. Both agree where sides are multiples of 128.
-    """
-
-    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        one = feature_maps[0]
-        dtype = torch.promote_types(one.dtype, torch.float32)
-        self.set_cell_anchors(dtype, one.device)
-        steps = [[torch.tensor(stride, device=one.device)] * 2 for stride in STRIDES]
-        levels = self.grid_anchors([[*x.shape[-2:]] for x in feature_maps], steps)
-        return [torch.cat(levels)] * len(image_list.image_sizes)
-
-
 class OneStageDetector(Detector):
-    """torchvision's RetinaNet or FCOS, whose parts boxwise calls itself: images come resized and normalised.
+    """torchvision's RetinaNet or FCOS with our losses, whose parts boxwise calls itself: images come resized and
+    normalised. To stand before torchvision's own among the bases.
 
     The class 0 is torchvision's background, which is never in an image: it learns to be nowhere, and is not
     looked for.
     """
 
+    config: Any
     backbone: Any
     head: Any
     anchor_generator: Any
     postprocess_detections: Any
 
     @abstractmethod
-    def terms(
-        self, targets: Targets, outputs: dict[str, Tensor], anchors: list[Tensor], cells: list[int]
-    ) -> dict[str, Scalar]:
-        """torchvision's losses under its own names; `cells` counts the anchors of each level."""
+    def matched(self, places: Float[Tensor, "A 4"], targets: Targets) -> Int[Tensor, "B A"]:
+        """Row of the thing in its image that each anchor learns to find; below 0: none, and BETWEEN: nothing."""
+
+    @abstractmethod
+    def off(
+        self, outputs: dict[str, Tensor], places: Float[Tensor, "B A 4"], boxes: Float[Tensor, "B A 4"]
+    ) -> dict[str, Float[Tensor, "B A"]]:
+        """Of each anchor, how far what is told is off the box that it learns to find, by torchvision's names."""
+
+    @abstractmethod
+    def averaging(self, things: Bool[Tensor, "B A"]) -> Callable[[Float[Tensor, "B A"]], Scalar]:
+        """How the losses of anchors become one, where `things` are those that learn to find one."""
 
     def losses(self, images: ImageList, targets: Targets) -> dict[str, Scalar]:
-        outputs, anchors, cells = self._read(images)
-        terms = self.terms(targets, outputs, anchors, cells)
+        outputs, anchors, cells = self.read(images)
+        terms = self.compute_loss(targets, outputs, anchors, cells)
         return {TERMS[name]: loss for name, loss in terms.items()}
 
+    def compute_loss(
+        self, targets: Targets, head_outputs: dict[str, Tensor], anchors: list[Tensor], *_: list[int]
+    ) -> dict[str, Scalar]:
+        """torchvision's interface and names, for models that are called on their own too."""
+        config, places = self.config, torch.stack(anchors)
+        matched = self.matched(anchors[0], targets)
+        labels, boxes = assigned(targets, places, matched)
+        scores = focal(head_outputs["cls_logits"], labels, alpha=config.focal_alpha, gamma=config.focal_gamma)
+        rows = {"classification": torch.where(matched != BETWEEN, scores, 0)}
+        for name, off in self.off(head_outputs, places, boxes).items():
+            rows[name] = torch.where(labels > 0, off, 0)
+        mean = self.averaging(labels > 0)
+        return {name: mean(loss) for name, loss in rows.items()}
+
     def detect(self, images: ImageList) -> Targets:
-        outputs, anchors, cells = self._read(images)
+        outputs, anchors, cells = self.read(images)
         outputs["cls_logits"][..., 0] = -math.inf
         split = {name: [*rows.split(cells, dim=1)] for name, rows in outputs.items()}
         found: Targets = self.postprocess_detections(
@@ -194,10 +156,11 @@ class OneStageDetector(Detector):
     def parts(self) -> dict[str, nn.Module]:
         return {"backbone": self.backbone.body, "fpn": UpperLevels(self.backbone.fpn)}
 
-    def _read(self, images: ImageList) -> tuple[dict[str, Tensor], list[Tensor], list[int]]:
-        """What the head says of every anchor, the anchors of each image, and how many each level has."""
+    def read(self, images: ImageList) -> tuple[dict[str, Tensor], list[Tensor], list[int]]:
+        """What the head says of every anchor, never below float32, the anchors of each image, and how many each level
+        has."""
         maps = [*self.backbone(images.tensors).values()]
-        outputs = self.head(maps)
+        outputs = {name: exact(rows) for name, rows in self.head(maps).items()}
         each = self.anchor_generator.num_anchors_per_location()[0]
         cells = [x.shape[2] * x.shape[3] * each for x in maps]
         return outputs, self.anchor_generator(images, maps), cells

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchvision.models.detection import retinanet as torchvisions
-from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from boxwise.config import settings
 from boxwise.shapes import Scalar
 from boxwise.transfer.detectors.base import Targets
 from boxwise.transfer.detectors.one_stage import (
     GROUPS,
-    LevelAnchors,
     OneStage,
     OneStageDetector,
-    UpperPyramid,
-    assigned,
-    focal,
 )
-from boxwise.transfer.detectors.precision import exact
+from boxwise.transfer.detectors.upper_pyramid import LevelAnchors, UpperPyramid
 
 
 @settings
@@ -78,11 +75,12 @@ class RetinaNet(OneStage):
         sizes = tuple((s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))) for s in self.anchors())
         anchors = LevelAnchors(sizes, ((0.5, 1.0, 2.0),) * 5)
         each = anchors.num_anchors_per_location()[0]
+        norm = partial(nn.GroupNorm, GROUPS) if self.head_norm == "gn" else None
         model = RetinaNetDetector(
             backbone,
             classes + 1,
             anchor_generator=anchors,
-            head=Head(self, each, classes + 1),
+            head=torchvisions.RetinaNetHead(self.fpn_channels, each, classes + 1, norm_layer=norm),
             fg_iou_thresh=self.positive_iou,
             bg_iou_thresh=self.negative_iou,
             **self.options(mean, std),
@@ -90,56 +88,33 @@ class RetinaNet(OneStage):
         return self.finished(model, mean, std)
 
 
-class RetinaNetDetector(torchvisions.RetinaNet, OneStageDetector):  # type: ignore[misc]
+class RetinaNetDetector(OneStageDetector, torchvisions.RetinaNet):  # type: ignore[misc]
     """torchvision's RetinaNet as one of our detectors."""
 
-    compute_loss: Any
+    config: RetinaNet
+    proposal_matcher: Any
 
-    def terms(
-        self, targets: Targets, outputs: dict[str, Tensor], anchors: list[Tensor], cells: list[int]
-    ) -> dict[str, Scalar]:
-        found: dict[str, Scalar] = self.compute_loss(targets, outputs, anchors)
-        return found
+    def matched(self, places: Float[Tensor, "A 4"], targets: Targets) -> Int[Tensor, "B A"]:
+        none = torch.full((len(places),), -1, device=places.device)
+        rows = [
+            self.proposal_matcher(box_iou(target["boxes"], places)) if len(target["boxes"]) else none
+            for target in targets
+        ]
+        return torch.stack(rows)
 
-
-class Head(torchvisions.RetinaNetHead):  # type: ignore[misc]
-    """torchvision's, with settings for its losses, and outputs never below float32."""
-
-    def __init__(self, config: RetinaNet, anchors: int, columns: int) -> None:
-        norm = partial(nn.GroupNorm, GROUPS) if config.head_norm == "gn" else None
-        super().__init__(config.fpn_channels, anchors, columns, norm_layer=norm)
-        self.config = config
-
-    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
-        return {name: exact(rows) for name, rows in super().forward(x).items()}
-
-    def compute_loss(
-        self,
-        targets: Targets,
-        head_outputs: dict[str, Tensor],
-        anchors: list[Tensor],
-        matched_idxs: list[Tensor],
-    ) -> dict[str, Scalar]:
-        config, places, matched = self.config, torch.stack(anchors), torch.stack(matched_idxs)
-        labels, boxes = assigned(targets, places, matched)
-        things = labels > 0
-        count = things.sum(1).clamp(min=1)
-        scores = focal(head_outputs["cls_logits"], labels, alpha=config.focal_alpha, gamma=config.focal_gamma)
-        counted = matched != self.classification_head.BETWEEN_THRESHOLDS
-        off = self._off(head_outputs["bbox_regression"], places, boxes)
-        return {
-            "classification": (torch.where(counted, scores, 0).sum(1) / count).mean(),
-            "bbox_regression": (torch.where(things, off, 0).sum(1) / count).mean(),
-        }
-
-    def _off(self, codes: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
-        """How far each anchor's box is off, (B, A)."""
-        coder: Any = self.regression_head.box_coder
-        flat = [rows.flatten(0, 1) for rows in (codes, anchors, boxes)]
+    def off(
+        self, outputs: dict[str, Tensor], places: Float[Tensor, "B A 4"], boxes: Float[Tensor, "B A 4"]
+    ) -> dict[str, Float[Tensor, "B A"]]:
+        coder: Any = self.head.regression_head.box_coder
+        told, anchors, wanted = (t.flatten(0, 1) for t in (outputs["bbox_regression"], places, boxes))
         if self.config.box_loss == "giou":
-            loss = generalized_box_iou_loss(coder.decode_single(flat[0], flat[1]), flat[2])
+            loss = generalized_box_iou_loss(coder.decode_single(told, anchors), wanted)
         else:
-            truth = coder.encode_single(flat[2], flat[1])
-            beta = self.config.smooth_l1_beta
-            loss = F.smooth_l1_loss(flat[0], truth, beta=beta, reduction="none").sum(1)
-        return loss.view(codes.shape[:2])
+            truth, beta = coder.encode_single(wanted, anchors), self.config.smooth_l1_beta
+            loss = F.smooth_l1_loss(told, truth, beta=beta, reduction="none").sum(1)
+        return {"bbox_regression": loss.view(places.shape[:2])}
+
+    def averaging(self, things: Bool[Tensor, "B A"]) -> Callable[[Float[Tensor, "B A"]], Scalar]:
+        """Each image's sum by its own count, then the mean over images."""
+        count = things.sum(1).clamp(min=1)
+        return lambda rows: (rows.sum(1) / count).mean()
