@@ -214,3 +214,20 @@ def test_norms_and_rates_are_the_published_ones() -> None:
     rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
     assert {float(rates[id(p)]) for p in method.predictor.parameters()} == {0.1}
     assert {float(rates[id(p)]) for p in method.student.parameters()} == {0.01}
+
+
+def test_whitened_byol_predicts_targets_without_correlation() -> None:
+    """Breaks when one view alone is whitened, whitened targets are paired with their own view, or nothing is."""
+    torch.manual_seed(0)
+    method, batch = BYOLConfig(width=3, hidden=10, whitened=True).build(TinyEncoder(6)), a_batch()
+    loss = method(batch)["loss"]
+
+    p = [method.predictor(method.student(view)["image"]) for view in batch.views]
+    z = torch.cat([method.teacher(view)["image"] for view in batch.views])
+    z = z - z.mean(0)
+    covariance = z.T @ z / len(z)
+    values, axes = torch.linalg.eigh(covariance + (0.01 * covariance.diagonal().mean() + 1e-6) * torch.eye(3))
+    flat = z @ axes @ torch.diag(values.rsqrt()) @ axes.T
+    others = reversed(flat.chunk(2))
+    expected = sum(2 - 2 * F.cosine_similarity(a, b).mean() for a, b in zip(p, others, strict=True))
+    torch.testing.assert_close(loss, expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -311,3 +312,20 @@ def test_what_cannot_be_together_is_named() -> None:
     uneven.channels["c4"] = 3
     with pytest.raises(ValueError, match="c4, c5 differ in channels"):
         Config(levels=("c4", "c5"), limits=(40.0,)).build(uneven)
+
+
+def test_whitened_targets_are_those_that_may_be_compared() -> None:
+    """Breaks when rows that no loss reads have a say in the whitening, or predictions are whitened as well."""
+    method, batch = small(statistics="exact", whitened=True, width=2), a_batch()
+    plain = copy.deepcopy(method)
+    plain.config = replace(plain.config, whitened=False)
+    p, z, ids = method.embed(batch.views[0], 0)
+    p_plain, z_plain, _ = plain.embed(batch.views[0], 0)
+    rows, raw = z[ids >= 0], z_plain[ids >= 0]
+    assert torch.equal(p, p_plain) and 4 < len(rows) < z[..., 0].numel()
+    raw = raw - raw.mean(0)
+    covariance = raw.T @ raw / len(raw)
+    covariance = covariance + (0.01 * covariance.diagonal().mean() + 1e-6) * torch.eye(2)
+    values, axes = torch.linalg.eigh(covariance)
+    expected = raw @ axes @ torch.diag(values.rsqrt()) @ axes.T
+    torch.testing.assert_close(rows, expected, rtol=1e-3, atol=1e-3)

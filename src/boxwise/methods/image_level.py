@@ -30,6 +30,7 @@ from boxwise.nn.heads import moco_projector, projector, simsiam_predictor, simsi
 from boxwise.nn.objectives import cosine_distance, info_nce, negative_cosine
 from boxwise.nn.pools import Whole
 from boxwise.nn.queue import Queue
+from boxwise.nn.row_norm import whitened
 from boxwise.nn.shuffle import Shuffle
 from boxwise.nn.teacher import Teacher, cosine_momentum
 from boxwise.shapes import Scalar
@@ -102,6 +103,9 @@ class BYOLConfig(MethodConfig):
     """A bias in the last layer of projector and predictor."""
     joint: bool = False
     """Both views are one batch to every BatchNorm, as in SCRL's code, which made the BYOL of its tables."""
+    whitened: bool = False
+    """Ours, for runs of minutes, as SCRL's: a norm without scale and shift ends the projector, and the targets of both
+    views together are whitened."""
     momentum: float = 0.99
     """Teacher momentum at the first step; rises to 1 along a cosine."""
 
@@ -113,7 +117,13 @@ class BYOL(Method):
     def __init__(self, config: BYOLConfig, encoder: Encoder) -> None:
         super().__init__()
         self.config, last_bias = config, config.last_bias
-        project = projector(encoder.channels["c5"], config.hidden, config.width, last_bias=last_bias)
+        project = projector(
+            encoder.channels["c5"],
+            config.hidden,
+            config.width,
+            last_bias=last_bias,
+            centred=config.whitened,
+        )
         self.student = whole_images(encoder, project)
         self.predictor = projector(config.width, config.hidden, config.width, last_bias=last_bias)
         self.teacher = Teacher(self.student)
@@ -122,6 +132,8 @@ class BYOL(Method):
         views = (join(*batch.views),) if self.config.joint else batch.views
         prediction = torch.cat([self.predictor(self.student(view)["image"]) for view in views])  # (2B, D)
         target = torch.cat([self.teacher(view)["image"] for view in views])
+        if self.config.whitened:
+            target = whitened(target, torch.ones(len(target), dtype=torch.bool, device=target.device))
         (p1, p2), (z1, z2) = prediction.chunk(2), target.chunk(2)
         self.watch(p1, z2)
         return {"image": cosine_distance(p1, z2) + cosine_distance(p2, z1)}

@@ -35,6 +35,7 @@ from boxwise.nn.encoder import Encoder, EncoderConfig
 from boxwise.nn.heads import BOX_HEAD_WIDTH, Res5Head, box_head, projector
 from boxwise.nn.objectives import matched_cosine
 from boxwise.nn.pools import BoxesAt, Crops, EveryLevel, Pyramid
+from boxwise.nn.row_norm import whitened
 from boxwise.nn.teacher import Teacher, cosine_momentum
 from boxwise.shapes import Embeddings, Scalar
 
@@ -65,6 +66,9 @@ class Config(MethodConfig):
     """Numbers in an embedding."""
     hidden: int = 4096
     """Hidden width of projector and predictor."""
+    whitened: bool = False
+    """Ours, for runs of minutes, as SCRL's: a norm without scale and shift ends the projector, and the targets of all
+    rows of a view that may be compared are whitened."""
     momentum: float = 0.99
     """Teacher momentum at the first step; rises to 1 along a cosine."""
 
@@ -133,6 +137,8 @@ class SoCo(Method):
         p, z = (
             x.view(blocks, len(ids), -1, x.shape[1]).transpose(0, 1).flatten(1, 2) for x in (online, target)
         )
+        if self.config.whitened:
+            z = whitened(z.flatten(0, 1), (ids >= 0).flatten()).view_as(z)
         return p, z, ids
 
     def read(self, view: View, place: int) -> tuple[BoxesAt, Int[Tensor, "B n"], int]:
@@ -215,7 +221,7 @@ def tap(config: Config, encoder: Encoder) -> Tap:
         head, inputs = Res5Head(encoder), encoder.last_channels
     elif config.box_head:
         head, inputs = box_head(channels, size=size), BOX_HEAD_WIDTH
-    project = projector(inputs, config.hidden, config.width, last_bias=True)
+    project = projector(inputs, config.hidden, config.width, last_bias=True, centred=config.whitened)
     if config.statistics == "used" and config.scale_aware:
         return Tap(OwnLevel(config.levels, size, aligned=True), project, box_head=head)
     every = EveryLevel(config.levels, size, aligned=True)
