@@ -146,6 +146,7 @@ def test_what_cannot_be_together_is_named() -> None:
         ({"schedule": {"epochs": 1, "steps": 1}}, "exactly one"),
         ({"image_size": 16}, "views.0.crop.size"),
         ({"steps": 0}, "more than 0"),
+        ({"views.1.crop.size": 96}, "views: both are one batch .* 96 and 224 px"),
     ]:
         with pytest.raises(SettingsError, match=said):
             base.changed(change)

@@ -121,6 +121,13 @@ class Method(nn.Module, ABC):
         self.watched = Watched(query.detach(), key.detach(), keep)
 
 
+def of_two_sizes(views: tuple[ViewSpec, ...]) -> Iterator[str]:
+    """What keeps views from being one batch, key first."""
+    if len(sizes := {view.crop.size for view in views}) > 1:
+        said = " and ".join(map(str, sorted(sizes)))
+        yield f"views: both are one batch to every BatchNorm; cut them to one crop.size, got {said} px"
+
+
 def require_levels(encoder: Encoder, read: Iterable[str]) -> None:
     """Raises ValueError when the encoder lacks a level that is read, or has an FPN that is not read whole."""
     levels = [*read]

@@ -15,17 +15,18 @@ own, as in the official code. BYOL as in SCRL's code (`joint`) is the exception.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from boxwise.config import settings
+from boxwise.data.cut import ViewSpec
 from boxwise.geometry.views import Batch, join
-from boxwise.methods.base import Method, MethodConfig, require_levels
+from boxwise.methods.base import Method, MethodConfig, of_two_sizes, require_levels
 from boxwise.nn.branch import Branch, Tap
-from boxwise.nn.encoder import Encoder
+from boxwise.nn.encoder import Encoder, EncoderConfig
 from boxwise.nn.heads import moco_projector, projector, simsiam_predictor, simsiam_projector
 from boxwise.nn.objectives import cosine_distance, info_nce, negative_cosine
 from boxwise.nn.pools import Whole
@@ -108,6 +109,11 @@ class BYOLConfig(MethodConfig):
     views together are whitened."""
     momentum: float = 0.99
     """Teacher momentum at the first step; rises to 1 along a cosine."""
+
+    def conflicts(self, views: tuple[ViewSpec, ...], encoder: EncoderConfig) -> Iterator[str]:
+        yield from MethodConfig.conflicts(self, views, encoder)  # super() is blind to slots
+        if self.joint:
+            yield from of_two_sizes(views)
 
     def build(self, encoder: Encoder) -> BYOL:
         return BYOL(self, encoder)

@@ -21,7 +21,7 @@ from boxwise.config import settings
 from boxwise.data.cut import ViewSpec
 from boxwise.geometry.regions import Generator, Regions, matched, random_in_overlap, random_in_view
 from boxwise.geometry.views import Batch, join
-from boxwise.methods.base import Method, MethodConfig, Pair, shared_width
+from boxwise.methods.base import Method, MethodConfig, Pair, of_two_sizes, shared_width
 from boxwise.nn.branch import Branch, Tap
 from boxwise.nn.encoder import Encoder, EncoderConfig
 from boxwise.nn.heads import BOX_HEAD_WIDTH, box_head, projector
@@ -98,6 +98,7 @@ class Config(MethodConfig):
 
     def conflicts(self, views: tuple[ViewSpec, ...], encoder: EncoderConfig) -> Iterator[str]:
         yield from MethodConfig.conflicts(self, views, encoder)  # super() is blind to slots
+        yield from of_two_sizes(views)
         if any(level.startswith("p") for level in self.levels) and not encoder.fpn:
             yield f"method.levels: {', '.join(self.levels)} need encoder.fpn: true"
 
