@@ -71,7 +71,7 @@ class DetectorConfig(ABC):
     """torchvision's resnet18, 34, 50 or 101, or any timm backbone with feature maps."""
     norm: Literal["bn", "sync", "frozen"] = "bn"
     """BatchNorm on each device's images (bn) or on all devices' (sync), or the backbone's norms as they came,
-    statistics and all (frozen; those of all other parts train)."""
+    statistics and all (frozen; those of all other parts train, on each device's images)."""
     frozen_stages: int = 0
     """Backbone stages that do not train, norms included: 1 the stem, 2 and the first stage, ... 5 all."""
     min_size: int = 800

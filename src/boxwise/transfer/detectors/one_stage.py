@@ -126,9 +126,8 @@ class OneStageDetector(Detector):
         """How the losses of anchors become one, where `things` are those that learn to find one."""
 
     def losses(self, images: ImageList, targets: Targets) -> dict[str, Scalar]:
-        outputs, anchors, cells = self.read(images)
-        terms = self.compute_loss(targets, outputs, anchors, cells)
-        return {TERMS[name]: loss for name, loss in terms.items()}
+        outputs, anchors, _ = self.read(images)
+        return {TERMS[name]: loss for name, loss in self.compute_loss(targets, outputs, anchors).items()}
 
     def compute_loss(
         self, targets: Targets, head_outputs: dict[str, Tensor], anchors: list[Tensor], *_: list[int]

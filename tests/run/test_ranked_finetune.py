@@ -1,0 +1,93 @@
+"""Whole fine-tunings on two CPU processes (gloo), as torchrun starts them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import DETECTOR, facts, rows
+
+from boxwise.run.scenes import scenes
+from torchrun import as_torchrun
+
+TOLD: dict[str, Any] = {
+    **DETECTOR,
+    "detector.norm": "sync",
+    "detector.score_threshold": 0.0,
+    "detector.detections_per_image": 5,
+    "measure.precise_bn": 2,
+}
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(
+    ["boxwise.run.finetune", "timm", "lightning_fabric", "torch.utils.tensorboard"]
+)
+
+
+def run(recipe: str, data: Path, out: Path, number: int, world: int, port: int) -> None:
+    """One process of a run, in float64."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    if world > 1:
+        as_torchrun(number, world, port)
+    from boxwise.run.finetune import finetune
+
+    with out.with_suffix(f".{number}.log").open("w") as log, contextlib.redirect_stderr(log):
+        finetune(recipe, data, out, settings=TOLD)
+
+
+def train(recipe: str, data: Path, out: Path, *, world: int) -> Path:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = int(s.getsockname()[1])
+    ranks = [
+        context.Process(target=run, args=(recipe, data, out, number, world, port)) for number in range(world)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    logs = "".join(p.read_text()[-3000:] for p in out.parent.glob(f"{out.name}.*.log"))
+    assert [process.exitcode for process in ranks] == [0] * world, logs
+    return out
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scenes(tmp_path_factory.mktemp("data") / "coco", count=8, val=2, size=64)
+
+
+def exported(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "export" / "model.safetensors")
+
+
+def test_two_ranks_end_where_one_process_does(data: Path, tmp_path: Path) -> None:
+    """Breaks when ranks read other images than one process would, or norms are measured anew on one rank's alone."""
+    one, two = (train("retinanet", data, tmp_path / name, world=n) for name, n in (("one", 1), ("two", 2)))
+    alone, joint = exported(one), exported(two)
+    assert alone.keys() == joint.keys() and facts(two)["status"] == "finished"
+    for name, want in alone.items():
+        if name.endswith("num_batches_tracked"):
+            assert (int(want), int(joint[name])) == (2, 4)
+        else:
+            torch.testing.assert_close(joint[name], want, rtol=1e-7, atol=1e-9, msg=name)
+    for a, b in zip(rows(one), rows(two), strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-6)
+    figures = [json.loads((out / "results.json").read_text()) for out in (one, two)]
+    assert figures[0]["AP"] == pytest.approx(figures[1]["AP"], abs=1e-3) and figures[1]["images"] == 2
+
+
+def test_an_r_cnn_of_two_ranks_trains_and_is_measured(data: Path, tmp_path: Path) -> None:
+    """Its ranks draw boxes by themselves: no process alone equals them. Breaks when one waits for the other."""
+    out = train("mask_rcnn_fpn", data, tmp_path / "two", world=2)
+    assert all(tensor.isfinite().all() for tensor in exported(out).values())
+    assert [row["step"] for row in rows(out)] == [1, 2] and facts(out)["status"] == "finished"
+    results = json.loads((out / "results.json").read_text())
+    assert {"AP", "mask_AP"} <= results.keys()
+    assert "norms measured anew on 2 batches" in (out / "train.log").read_text()
