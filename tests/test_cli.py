@@ -4,11 +4,13 @@ import dataclasses
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
 from boxwise.cli import VERBS, _split, main
+from boxwise.cli.failures import ROOT, plain_warnings
 from boxwise.strict import SettingsError
 
 
@@ -178,3 +180,138 @@ def test_a_json_without_another_to_measure_on_is_refused(
     ]
     assert main(words) == 1
     assert "pass --val FILE.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["pretrain", "scrl", "--data", "", "--out", "o"], "--data: nothing follows"),
+        (["pretrain", "scrl", "--data=", "--out", "o"], "--data=: nothing follows"),
+        (["report", ""], "report: nothing follows"),
+        (["data", "check", ""], "check: nothing follows"),
+    ],
+)
+def test_an_unset_variable_is_not_this_folder(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when `--data "$PHOTOS"` with nothing in PHOTOS trains on whatever lies in the current folder."""
+    assert main(argv) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_errors_of_the_system_name_the_path_and_a_mend(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when a user reads [Errno 20], or a path without a word of what is wrong with it."""
+    (tmp_path / "file").write_text("")
+    argv = ["scenes", "--out", str(tmp_path / "file" / "below"), "--count", "1", "--val", "0", "--size", "32"]
+    assert main(argv) == 1
+    said = capsys.readouterr().err
+    assert str(tmp_path / "file") in said and "a part of this path is a file" in said and "Errno" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "no space left on device; make room on the disk"),
+        (
+            PermissionError(13, "Permission denied", "runs/x"),
+            "runs/x: permission denied; choose another place",
+        ),
+        (FileExistsError("runs/x: holds something"), "runs/x: holds something"),
+        (MemoryError(), "out of memory: pass a smaller --batch-size"),
+        (
+            type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"),
+            "out of memory: pass a smaller",
+        ),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when a full disk or a full memory ends in a traceback."""
+
+    def fail(arguments: object, settings: object) -> int:
+        raise error
+
+    monkeypatch.setattr(VERBS["doctor"], "call", fail)
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err.startswith(f"boxwise doctor: {said}")
+
+
+def test_errors_of_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks when a bug of boxwise is told without the traceback that finds it."""
+
+    def fail(arguments: object, settings: object) -> int:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(VERBS["doctor"], "call", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["doctor"])
+
+
+def test_our_warnings_are_told_without_a_line_of_code(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Breaks when a user reads UserWarning and a line of our source, or when others' warnings lose theirs."""
+    with plain_warnings():
+        assert warnings.formatwarning("look", UserWarning, str(Path(ROOT) / "data" / "x.py"), 3) == "look\n"
+        assert "UserWarning" in warnings.formatwarning("look", UserWarning, "/elsewhere/x.py", 3)
+    assert "UserWarning" in warnings.formatwarning("look", UserWarning, str(Path(ROOT) / "x.py"), 3)
+
+
+def test_a_reader_may_close_the_help_of_a_recipe_early() -> None:
+    """Breaks when `boxwise pretrain scrl --help | head -1` ends in a traceback."""
+    program = (
+        "import sys; from boxwise.cli import main; sys.stdin.readline()\n"
+        "sys.exit(main(['pretrain', 'scrl', '--help']))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        assert running.stdin and running.stdout and running.stderr
+        running.stdout.close()
+        running.stdin.write(b"\n")
+        running.stdin.close()
+        assert running.stderr.read() == b"" and running.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["finetune", "scrl"], "scrl: is a recipe of boxwise pretrain"),
+        (["pretrain", "faster_rcnn_fpn"], "faster_rcnn_fpn: is a recipe of boxwise finetune"),
+        (["pretrain", "scrl", "--config", "gone.yaml"], "gone.yaml: no such file"),
+    ],
+)
+def test_what_was_named_in_the_wrong_place_is_wrong_usage(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when a method that is given to finetune is told to be unknown, or a missing file of settings to fail."""
+    assert main([*argv, "--data", "/nowhere", "--out", "o"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_help_tells_of_inherited_settings_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks when only what a class states itself has its words, as --data.workers of a detector's recipe had none."""
+    assert main(["finetune", "faster_rcnn_fpn", "--help"]) == 0
+    lines = {
+        line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  --")
+    }
+    for key in ("data.workers", "data.max_value", "detector.min_size", "detector.score_threshold"):
+        assert len(lines[f"--{key}"].split()) > 4, key
+
+
+def test_the_short_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks when a newcomer who lists recipes does not meet the names that the README uses."""
+    assert main(["list", "recipes"]) == 0
+    said = capsys.readouterr().out
+    assert "\n  scrl " in said and "\n  faster_rcnn_fpn " in said and said.count("\n  scrl_fpn ") == 1
+
+
+def test_a_demo_replaces_nothing_but_a_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks when --overwrite mixes a demo into a folder of photos."""
+    (tmp_path / "mine.jpg").write_text("")
+    assert main(["demo", "--out", str(tmp_path), "--overwrite"]) == 1
+    assert "no earlier demo (mine.jpg)" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jpg"]

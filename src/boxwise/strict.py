@@ -107,11 +107,22 @@ def load_yaml(path: Path) -> Raw:
     """A mapping of settings from a file; ValueError when it is not one."""
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read as YAML ({error})") from None
+        raise ValueError(f"{path}: cannot be read as YAML ({_in_one_line(error)})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected settings as `key: value` lines")
     return value
+
+
+def _in_one_line(error: Exception) -> str:
+    """YAML's own words quote the file over several lines."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, OSError):
+        return str(error.strerror or error)
+    return str(error).partition("\n")[0]
 
 
 def dump_yaml(value: Any) -> str:

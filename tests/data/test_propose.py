@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from odd_images import noted
 
 from boxwise.data import propose
+from boxwise.data.names import Names
+from boxwise.data.proposal_pool import boxes_of
 from boxwise.data.propose import GridBoxes, RandomBoxes, SelectiveSearch, coco_boxes, fitting, stated
+from boxwise.data.sources import Files
 
 
 def chosen(rects: list[list[int]], width: int, height: int) -> list[list[int]]:
@@ -102,6 +106,33 @@ def test_boxes_of_a_json_are_taken_as_they_are(tmp_path: Path) -> None:
     pixels, made = np.zeros((60, 90, 3), dtype=np.uint8), coco_boxes(tmp_path / "labels.json")
     assert made.rects(pixels, "a.jpg").tolist() == [[10, 6, 20, 30], [80, 50, 10, 10]]
     assert made.rects(pixels, "b.jpg").tolist() == []
+
+
+@pytest.mark.parametrize("said", ["stored", "upright"])
+def test_boxes_of_a_json_stand_upright_with_their_picture(said: str, tmp_path: Path) -> None:
+    """Breaks when a camera's turn is undone in the picture and not in its labels, or undone in labels drawn upright."""
+    noted(tmp_path / "a.jpg", 6, 30, 20)  # held upright it is 20 wide and 30 high
+    size = {"width": 30, "height": 20} if said == "stored" else {"width": 20, "height": 30}
+    box = [1, 2, 10, 5] if said == "stored" else [13, 1, 5, 10]
+    raw = {
+        "images": [{"id": 7, "file_name": "a.jpg", **size}],
+        "annotations": [{"image_id": 7, "bbox": box, "category_id": 1}],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(raw))
+    made = boxes_of(Files(tmp_path, Names.of(["a.jpg"])), 0, coco_boxes(tmp_path / "labels.json"))
+    assert (made.width, made.height) == (20, 30) and made.rects.tolist() == [[13, 1, 5, 10]]
+
+
+def test_a_turned_picture_of_another_size_than_its_labels_has_no_proposals(tmp_path: Path) -> None:
+    """Breaks when boxes of a picture that nobody has are placed in the one that is there."""
+    noted(tmp_path / "a.jpg", 6, 30, 20)
+    raw = {
+        "images": [{"id": 7, "file_name": "a.jpg", "width": 31, "height": 20}],
+        "annotations": [{"image_id": 7, "bbox": [1, 2, 10, 5], "category_id": 1}],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(raw))
+    made = boxes_of(Files(tmp_path, Names.of(["a.jpg"])), 0, coco_boxes(tmp_path / "labels.json"))
+    assert not len(made.rects) and "its json says 31 x 20" in made.reason
 
 
 def test_detections_need_the_json_of_their_images_and_enough_score(tmp_path: Path) -> None:

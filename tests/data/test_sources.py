@@ -339,3 +339,11 @@ def test_a_voc_folder_without_lists_gives_all_images(tmp_path: Path) -> None:
     photo(tmp_path / "JPEGImages/a.jpg")
     photo(tmp_path / "SegmentationClass/a.png")
     assert names(open_images(tmp_path)) == ["a.jpg"]
+
+
+def test_a_list_that_is_no_text_is_called_that(tmp_path: Path) -> None:
+    """Breaks when bytes of a file that was named by mistake are printed as if they were names."""
+    (tmp_path / "all.txt").write_bytes(bytes(range(256)))
+    with pytest.raises(ValueError, match=r"all\.txt: no text; a list file names") as caught:
+        open_images(tmp_path / "all.txt")
+    assert str(caught.value).isprintable()

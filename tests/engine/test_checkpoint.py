@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from boxwise.engine import checkpoint
+from boxwise.engine.atomic import read_json
+from small_files import small_files
 
 
 def filled(folder: Path, steps: list[int], keep: int = 9) -> None:
@@ -72,3 +74,18 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "step-00000010.pt.77.tmp").write_bytes(b"left by a killed process")
     filled(tmp_path, [15])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005.pt", "step-00000015.pt"]
+
+
+def test_a_full_disk_is_told_and_costs_no_earlier_checkpoint(tmp_path: Path) -> None:
+    """Breaks when a disk that takes no more ends in torch's traceback, or leaves half a checkpoint."""
+    checkpoint.save(tmp_path, 1, {"a": torch.zeros(4)}, keep=2)
+    with small_files(100_000), pytest.raises(OSError, match=r"step-00000002\.pt: cannot be written"):
+        checkpoint.save(tmp_path, 2, {"a": torch.zeros(100_000)}, keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
+
+
+def test_spoilt_facts_are_named(tmp_path: Path) -> None:
+    """Breaks when a run.json that was cut short is told as "Expecting value: line 1"."""
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json: cannot be read as JSON"):
+        read_json(tmp_path / "run.json")

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 
-from boxwise.interop.files import find_model, load_weights, read_card, save_weights
+from boxwise.interop.files import find_model, load_weights, read_card, save_weights, write_state
 from boxwise.interop.keys import WeightsError
+from small_files import small_files
 
 
 def body(name: str = "resnet18") -> nn.Module:
@@ -244,6 +245,31 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     assert read_card(tmp_path)["method"] == "first"
+
+
+def test_a_full_disk_is_told_with_the_folder(tmp_path: Path) -> None:
+    """Breaks when safetensors' own error, which is no OSError, passes for a bug of boxwise."""
+    with small_files(100_000), pytest.raises(OSError, match="the weights cannot be written"):
+        write_state(tmp_path, {"a": torch.zeros(100_000)}, {})
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("detector", "said"),
+    [
+        (
+            {"name": "faster_rcnn_fpn", "backbone": "resnet18", "fpn_channels": 24, "fpn_norm": "none"},
+            {"backbone": "resnet18", "fpn": True, "fpn_channels": 24, "fpn_norm": "none"},
+        ),
+        ({"name": "fcn16s", "backbone": "resnet34"}, {"backbone": "resnet34", "fpn": False}),
+    ],
+)
+def test_a_fine_tuned_detector_says_what_it_is_built_on(
+    tmp_path: Path, detector: dict[str, object], said: dict[str, object]
+) -> None:
+    """Breaks when a detector that stands in as weights must be told its own backbone again."""
+    folder = save_weights(tmp_path, small_modules(), {"detector": detector})
+    assert load_weights(folder).config["encoder"] == said
 
 
 def test_tied_weights_are_written_twice(tmp_path: Path) -> None:

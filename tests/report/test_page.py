@@ -425,3 +425,19 @@ def test_numbers_are_short() -> None:
         "2.5M",
         "0",
     ]
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "page", "run.json"])
+def test_only_a_page_is_written_over(name: str, tmp_path: Path) -> None:
+    """Breaks when `--out photo.jpg`, a slip of the hand, replaces a photo by a page."""
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=r"ends in \.html"):
+        write_report([tmp_path], tmp_path / name)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_comparison_is_told_from_a_run(tmp_path: Path) -> None:
+    """Breaks when a comparison's folder is called one whose run ended before it began."""
+    (tmp_path / "compare.html").write_text("")
+    with pytest.raises(ValueError, match=r"is a comparison, whose page is .*compare\.html"):
+        read_runs([tmp_path])

@@ -78,3 +78,12 @@ def test_scores_are_stretched_before_the_best_is_taken() -> None:
     scores = torch.zeros(2, 1, 2)
     scores[0, 0, 0], scores[1, 0, 1] = 3.0, 1.0
     assert pixel_classes_in(scores, (1, 8)).tolist() == [[0, 0, 0, 0, 0, 1, 1, 1]]
+
+
+def test_pixels_are_measured_by_no_rules_for_boxes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks when rules that were asked for are quietly left out, or a batch of nothing ends in torch's words."""
+    words = ["evaluate", str(run), "--data", "/nowhere"]
+    assert main([*words, "--metric", "coco"]) == 1
+    assert "measured by mean IoU alone" in capsys.readouterr().err
+    assert main([*words, "--batch-size", "0"]) == 1
+    assert "--batch-size 0: expected 1 or more" in capsys.readouterr().err

@@ -35,3 +35,14 @@ def test_an_object_has_one_colour_in_every_view_that_shows_it() -> None:
     ((_, _, second),), ((_, _, third),) = (tuple(_drawn_in(view, pairs)) for view in (1, 2))
     assert torch.equal(second[0], third[0]) and not set(second[1].tolist()) & set(third[1].tolist())
     assert len(set(second[0].tolist())) == 3
+
+
+def test_a_picture_is_never_drawn_over_an_image_of_the_data(tmp_path: Path) -> None:
+    """Breaks when `--out` that names a photo of `--data` replaces it, or a count of none ends in a traceback."""
+    images = photos(tmp_path / "images", 4)
+    before = (images / "000.png").read_bytes()
+    with pytest.raises(ValueError, match="is one of the images"):
+        show("scrl", images, images / "000.png", settings=settings("scrl"))
+    assert (images / "000.png").read_bytes() == before
+    with pytest.raises(ValueError, match="--count 0: expected 1 or more"):
+        show("scrl", images, tmp_path / "views.png", settings=settings("scrl"), count=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from boxwise.run.verdict import Verdict, interval, sentence, verdict
+from boxwise.run.verdict import Verdict, interval, sentence, signed, verdict
 
 
 def judged(*differences: float, base: float = 20.0) -> Verdict:
@@ -75,3 +75,8 @@ def test_a_sentence_holds_every_share_and_the_metric() -> None:
     assert sentence([judged(3.0, 3.1, 3.2), second]) == (
         "scrl: +3.1 +- 0.2 AP at 10 %, no difference at 100 % (0.0 +- 0.0 mIoU)"
     )
+
+
+def test_a_gain_of_nothing_has_no_sign() -> None:
+    """Breaks when a demo without a gain says -0.00."""
+    assert [signed(v, 2) for v in (-0.004, 0.0, -0.006, 1.0)] == ["0.00", "0.00", "-0.01", "+1.00"]

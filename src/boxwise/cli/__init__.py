@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 
 from boxwise.cli import data, recipes, runs, start
+from boxwise.cli.failures import empty_words, plain_warnings, told
 from boxwise.cli.verb import FAILED, USAGE, Verb
 from boxwise.strict import SettingsError, nearest, scalar
 
@@ -68,19 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(verb: str, argv: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        known, settings = _split(verb, argv)
-        kind: Any = (VERBS | INNER)[verb]
-        command: Verb = tyro.cli(
-            kind, args=known, prog=f"boxwise {verb}", config=(tyro.conf.FlagCreatePairsOff,)
-        )
-        code = command.call(settings) or 0
-        sys.stdout.flush()
-        return code
+        with plain_warnings():
+            return _called(verb, argv)
     except SettingsError as error:
         return _usage(*error.problems)
     except SystemExit as stop:  # tyro's help and usage errors; the engine's 130 and 143
-        if stop.code == 0 and verb in WITH_RECIPE and "--help" in argv:
-            _recipe_help(verb, argv)
         if stop.code in STOPPED:
             _say_how_to_go_on(verb)
         return stop.code if isinstance(stop.code, int) else FAILED
@@ -89,14 +82,30 @@ def _run(verb: str, argv: list[str]) -> int:
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
-        print(f"boxwise {verb}: {error}", file=sys.stderr)
-        return FAILED
-    except RuntimeError as error:
-        if not hasattr(error, "exit_code"):
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        if (sentence := told(error)) is None:
             raise
-        print(f"boxwise {verb}: {error}", file=sys.stderr)
-        return int(error.exit_code)
+        print(f"boxwise {verb}: {sentence}", file=sys.stderr)
+        return int(getattr(error, "exit_code", FAILED))
+
+
+def _called(verb: str, argv: list[str]) -> int:
+    if empty := [*empty_words([*verb.split(), *argv])]:
+        raise SettingsError(empty)
+    known, settings = _split(verb, argv)
+    kind: Any = (VERBS | INNER)[verb]
+    try:
+        command: Verb = tyro.cli(
+            kind, args=known, prog=f"boxwise {verb}", config=(tyro.conf.FlagCreatePairsOff,)
+        )
+    except SystemExit as stop:
+        if stop.code == 0 and verb in WITH_RECIPE:
+            _recipe_help(verb, argv)
+        print(end="", flush=True)
+        raise
+    code = command.call(settings) or 0
+    print(end="", flush=True)
+    return code
 
 
 def _say_how_to_go_on(verb: str) -> None:

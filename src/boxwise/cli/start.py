@@ -45,7 +45,7 @@ class Demo(Verb):
     scale: float = 1.0
     """Length of everything: 1 takes up to ten minutes on two cores, less gains less."""
     overwrite: bool = False
-    """Empty OUT first."""
+    """Replace an earlier demo in OUT."""
 
     def call(self, settings: dict[str, Any]) -> None:
         from boxwise.report.page import write_report

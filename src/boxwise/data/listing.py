@@ -69,6 +69,8 @@ def read_list(file: Path) -> list[str]:
         lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
     except OSError as error:
         raise ValueError(f"{file}: the list cannot be read ({error.strerror})") from None
+    if any(b"\0" in line for line in lines):
+        raise ValueError(f"{file}: no text; a list file names one image or folder a line")
     for number, raw in enumerate(lines, start=1):
         line = os.fsdecode(raw).strip()
         path = file.parent / line

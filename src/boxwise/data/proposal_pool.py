@@ -102,8 +102,10 @@ def boxes_of(images: Files, index: int, generator: Generator) -> Made:
         stamp = Stamp(-1, 0)
     try:
         picture = decode(images.path(index), max_value=images.max_value)
+        height, width = picture.shape[1:]
+        if isinstance(generator, CocoBoxes):
+            generator = generator.turned(name, images.path(index), width, height)
     except BadImage as bad:
         return Made(name, stamp, 0, 0, nothing, bad.reason)
     pixels = picture.permute(1, 2, 0).contiguous().numpy()
-    height, width = pixels.shape[:2]
     return Made(name, stamp, width, height, generator.rects(pixels, name))

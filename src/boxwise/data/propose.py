@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -14,6 +14,9 @@ from jaxtyping import Bool, Float64, Int64, UInt8
 from PIL import Image
 
 from boxwise.data.coco_files import Json, entries
+from boxwise.data.decode import read_header
+from boxwise.data.ground_truth import turn_of
+from boxwise.data.orientation import upright_boxes
 from boxwise.data.selective_search import Values, selective_search
 
 Pixels = UInt8[np.ndarray, "H W 3"]
@@ -119,9 +122,25 @@ class CocoBoxes:
     """xyxy by file name."""
     digest: str
     """Of the json."""
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Width and height of the picture that the boxes lie in, by file name, where the json says them."""
     name: Literal["coco-json"] = "coco-json"
     score: float = 0.0
     """The least that a prediction needs."""
+
+    def turned(self, name: str, path: Path, width: int, height: int) -> CocoBoxes:
+        """The same, with the boxes of one image in its upright picture of `width` by `height`.
+
+        Raises BadImage for a file that its camera turned and that is of another size than the json says.
+        """
+        if self.sizes.get(name, (width, height)) == (width, height) or name not in self.boxes:
+            return self
+        stored = read_header(path)
+        if stored.orientation == 1:
+            return self
+        turn = turn_of(path, self.sizes[name], (stored.width, stored.height), stored.orientation)
+        upright = upright_boxes(self.boxes[name], turn, width=stored.width, height=stored.height)
+        return replace(self, boxes={name: upright})
 
     def rects(self, pixels: Pixels, name: str) -> Rects:
         height, width = pixels.shape[:2]
@@ -171,7 +190,9 @@ def coco_boxes(file: Path, *, images: Path | None = None, score: float = 0.0) ->
             f"{file}: a list of detections; pass --data as the COCO json that names their images"
         )
     listed = raw if isinstance(raw, list) else raw.get("annotations")
-    names = {i["id"]: i["file_name"] for i in entries(labelled, file, "images", id=int, file_name=str)}
+    listed_images = entries(labelled, file, "images", id=int, file_name=str)
+    names = {i["id"]: i["file_name"] for i in listed_images}
+    sizes = {i["file_name"]: (i["width"], i["height"]) for i in listed_images if _sized(i)}
     annotations = entries({"annotations": listed}, file, "annotations", image_id=int, bbox=list)
     found: dict[str, list[list[float]]] = {}
     for row, one in enumerate(annotations):
@@ -185,8 +206,15 @@ def coco_boxes(file: Path, *, images: Path | None = None, score: float = 0.0) ->
             x, y, w, h = one["bbox"]
             found.setdefault(names[one["image_id"]], []).append([x, y, x + w, y + h])
     return CocoBoxes(
-        boxes={k: np.array(v, dtype=np.float64) for k, v in found.items()}, digest=digest, score=score
+        boxes={k: np.array(v, dtype=np.float64) for k, v in found.items()},
+        digest=digest,
+        sizes=sizes,
+        score=score,
     )
+
+
+def _sized(image: Json) -> bool:
+    return all(type(image.get(side)) is int for side in ("width", "height"))
 
 
 def _read(file: Path) -> tuple[Json | list[Any], str]:

@@ -29,7 +29,13 @@ def save(folder: Path, step: int, state: State, *, keep: int) -> Path:
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
     with written(path) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # what torch makes of a full disk
+            why = str(error).partition("\n")[0]
+            raise OSError(
+                f"{path}: cannot be written ({why}); make room on the disk, then go on with --resume"
+            ) from None
     for old in found(folder)[max(keep, 1) :]:
         old.unlink()
     for left in folder.glob("*.tmp"):  # by a process killed while it saved

@@ -89,6 +89,11 @@ class ImageDisplay(Display):
         return f"{rate:.4g} images/s  {left} left"
 
 
+def say(text: str) -> None:
+    """A line on stderr, at once."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def clock(seconds: float) -> str:
     """1:02:03, or 2:03."""
     minutes, s = divmod(round(seconds), 60)

@@ -109,7 +109,7 @@ def write_state(folder: Path, state: State, config: Mapping[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     # channels_last weights are not contiguous, and tied ones share memory: safetensors takes neither
     plain = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in state.items()}
-    _whole(folder / MODEL, lambda file: save_file(plain, file, metadata={"format": "pt"}))
+    _whole(folder / MODEL, lambda file: _save(plain, file))
     card = json.dumps({"format": 1, **config}, indent=2) + "\n"
     _whole(folder / CARD, lambda file: file.write_text(card, encoding="utf-8"))
     return folder
@@ -123,6 +123,8 @@ def load_weights(path: Path | str) -> Weights:
     """
     file = find_model(Path(path))
     held, card = read_state(file), _card_beside(file)
+    if isinstance(detector := card.get("detector"), dict):
+        card = {"encoder": _trunk(detector), **card}
     if starts_at_c3(held):
         card = {**card, "encoder": {**card.get("encoder", {}), "fpn_levels": FPN_LEVELS[1:]}}
     return Weights(str(path), detector_names(held), card)
@@ -205,6 +207,12 @@ def _card_beside(file: Path) -> dict[str, Any]:
     return card if "format" in card else {}
 
 
+def _trunk(detector: Mapping[str, Any]) -> dict[str, Any]:
+    """What the settings of a detector that was fine-tuned say of its backbone and FPN."""
+    known = {key: detector[key] for key in ("backbone", "fpn_channels", "fpn_norm") if key in detector}
+    return {**known, "fpn": "fpn_channels" in detector}
+
+
 def _rgb(
     config: Mapping[str, Any], key: str, default: tuple[float, float, float], source: str
 ) -> tuple[float, float, float]:
@@ -213,6 +221,15 @@ def _rgb(
     if not (rgb and all(isinstance(v, int | float) for v in value)):
         raise ValueError(f"{source}: {key} in {CARD} must be three numbers, got {value!r}")
     return float(value[0]), float(value[1]), float(value[2])
+
+
+def _save(state: dict[str, Tensor], file: Path) -> None:
+    try:
+        save_file(state, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # what it calls a full disk
+        raise OSError(
+            f"{file.parent}: the weights cannot be written ({error}); make room on the disk"
+        ) from None
 
 
 def _whole(file: Path, write: Callable[[Path], Any]) -> None:

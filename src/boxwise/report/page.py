@@ -27,6 +27,11 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"{out}: is a folder; name the page, such as {out / 'report.html'}")
+    if out.suffix.lower() not in (
+        ".html",
+        ".htm",
+    ):  # a slip of the hand must not cost a photo or a run's file
+        raise ValueError(f"{out}: expected a name that ends in .html")
     records = read_runs(runs)
     found = pairs(records)
     body = "".join(

@@ -23,6 +23,9 @@ MAIN = {"AP": "Average precision", "mIoU": "Mean IoU"}
 LARGEST = 1e30
 """Numbers beyond are taken for broken ones, as infinities are."""
 
+COMPARISON = "compare.html"
+"""What tells the folder of a comparison from a run's."""
+
 _IMAGES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
@@ -122,6 +125,10 @@ def _read_run(path: Path, name: str) -> RunRecord:
     if not path.is_dir():
         raise ValueError(
             f"{path}: {'not a folder' if path.exists() else 'no such folder'}; name a run's folder"
+        )
+    if (page := path / COMPARISON).is_file():
+        raise ValueError(
+            f"{path}: is a comparison, whose page is {page}; name runs, such as those in {path / 'runs'}"
         )
     if not (path / "run.json").is_file():
         raise ValueError(

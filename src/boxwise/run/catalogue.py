@@ -8,7 +8,7 @@ import inspect
 import itertools
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from boxwise.nn.backbones import backbones
@@ -29,16 +29,22 @@ def listing(what: Literal["recipes", "methods", "backbones", "tables"]) -> str:
         return _coverage()
     if what == "methods":
         return _table({name: _first_line(f) for name, f in pretraining.METHODS.items()})
-    blocks = {
-        "pretrain, published": pretraining.PUBLISHED,
-        "pretrain, ours": pretraining.OURS,
-        "finetune, fitted to the data": transferring.FAMILIES.values(),
-        "finetune, published": transferring.PROTOCOLS,
+    blocks: dict[str, Mapping[str, Callable[[], Any]]] = {
+        "pretrain, fitted to the images and the device": pretraining.METHODS,
+        "pretrain, published": _by_name(pretraining.PUBLISHED),
+        "finetune, fitted to the data": transferring.FAMILIES,
+        "finetune, published": _by_name(transferring.PROTOCOLS),
     }
-    lines = {title: {f.__name__: _first_line(f) for f in recipes} for title, recipes in blocks.items()}
+    lines = {
+        title: {name: _first_line(f) for name, f in recipes.items()} for title, recipes in blocks.items()
+    }
     changed = {name: _place(row) for name, (row, _) in tables.derived().items()}
     lines = {**lines, "pretrain, as rows of the papers' tables change a published run": changed}
     return "\n\n".join(f"{title}\n{_table(named)}" for title, named in lines.items())
+
+
+def _by_name(recipes: Iterable[Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
+    return {f.__name__: f for f in recipes}
 
 
 def _place(row: Row) -> str:
@@ -114,7 +120,15 @@ def _settings(value: Any, at: str) -> list[str]:
 
 
 def _helps(kind: type) -> dict[str, str]:
-    """The string under each field, read from the source."""
+    """The string under each field, its own and those that it inherits, read from the source."""
+    found: dict[str, str] = {}
+    for one in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(one):
+            found |= _own_helps(one)
+    return found
+
+
+def _own_helps(kind: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     assert isinstance(body, ast.ClassDef)
     found = {}

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boxwise.data.coco_files import coco_split, is_coco_root
+from boxwise.data.decode import BadImage
 from boxwise.data.proposals import Table
-from boxwise.data.propose import coco_boxes
+from boxwise.data.propose import CocoBoxes, coco_boxes
 from boxwise.data.sources import Files, open_images
 
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -66,15 +67,18 @@ def check(file: Path, data: str | Path, *, images: Path | None = None) -> Checke
     return Checked("\n".join(lines), not missing and not changed)
 
 
-def recall(
-    table: Table, images: Files, rows: NDArray[np.int64], labels: dict[str, NDArray[np.float64]]
-) -> Recall:
-    """How well the proposals cover `labels`, xyxy by file name. Without proposals the whole image is the only one."""
+def recall(table: Table, images: Files, rows: NDArray[np.int64], labels: CocoBoxes) -> Recall:
+    """How well the proposals cover `labels`. Without proposals the whole image is the only one."""
     best: list[NDArray[np.float64]] = []
     seen = 0
     for index, row in enumerate(rows):
-        truth = labels.get(images.name(index))
-        if row < 0 or truth is None or not table.pixels[row].all():
+        name = images.name(index)
+        if row < 0 or name not in labels.boxes or not table.pixels[row].all():
+            continue
+        width, height = table.pixels[row].tolist()
+        try:
+            truth = labels.turned(name, images.path(index), width, height).boxes[name]
+        except BadImage:  # nobody knows where its boxes lie
             continue
         boxes = np.asarray(table.boxes[table.first[row] : table.first[row + 1]], dtype=np.float64)
         if not len(boxes):
@@ -96,17 +100,18 @@ def overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float
     return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
 
 
-def _labels(data: Path) -> dict[str, NDArray[np.float64]] | None:
-    """Boxes by file name, where `data` is a COCO root or json with annotations."""
+def _labels(data: Path) -> CocoBoxes | None:
+    """Boxes, where `data` is a COCO root or json with annotations."""
     file = data if data.suffix.lower() == ".json" else None
     if data.is_dir() and is_coco_root(data):
         file = coco_split(data, "train").file
     if file is None:
         return None
     try:
-        return dict(coco_boxes(file).boxes) or None
+        labels = coco_boxes(file)
     except ValueError:  # a json of images alone
         return None
+    return labels if labels.boxes else None
 
 
 def _shapes(table: Table, rows: NDArray[np.int64]) -> list[str]:

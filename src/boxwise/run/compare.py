@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from boxwise.engine.atomic import read_json, write_json, write_text
 from boxwise.engine.guard import Diverged
 from boxwise.engine.lock import NAME as BUSY
 from boxwise.engine.lock import Lock
+from boxwise.engine.progress import say
 from boxwise.engine.signals import ending_on_term
 from boxwise.run.compare_arms import open_arms, refuse_misfits
 from boxwise.run.compare_lock import LOCK, joined, lock_of, text_of
@@ -101,7 +101,7 @@ def compare(
             if overwrite:
                 _empty(out)
             write_text(out / LOCK, lock)
-            _say(f"everything but the initial weights is locked:\n{lock}")
+            say(f"everything but the initial weights is locked:\n{lock}")
             _run_all(_in_memory(plan, limit=cache), out, after_run)
     finally:
         busy.release()
@@ -174,9 +174,9 @@ def _in_memory(plan: Plan, *, limit: float) -> Plan:
     room = min(limit * GIB, free_memory(torch.device("cpu")) / 2)
     size = f"{need / GIB:.2f} GiB of decoded images"
     if need > room:
-        _say(f"{size} do not fit into {room / GIB:.2f} GiB (--cache): every run decodes them again")
+        say(f"{size} do not fit into {room / GIB:.2f} GiB (--cache): every run decodes them again")
         return plan
-    _say(f"decoding {len(train) + len(plan.test)} images once for all runs: {size}")
+    say(f"decoding {len(train) + len(plan.test)} images once for all runs: {size}")
     pixels = decode_all(train)
     shares = {
         cell.share.label: replace(
@@ -191,15 +191,15 @@ def _in_memory(plan: Plan, *, limit: float) -> Plan:
 def _run_all(plan: Plan, out: Path, after_run: Callable[[Path], object] | None) -> None:
     """Trains what is open. Raises Diverged, once all others have run, where a run's loss left the numbers."""
     total, waiting = len(plan.cells), plan.open
-    _say(f"{total} runs, {total - len(waiting)} of them done")
+    say(f"{total} runs, {total - len(waiting)} of them done")
     truth = kept(plan.test.coco)
     left, done, began = sum(cell.share.steps for cell in waiting), 0, time.monotonic()
     for cell in waiting:
-        _say(f"run {plan.cells.index(cell) + 1} of {total}: {cell}{_time_left(done, left - done, began)}")
+        say(f"run {plan.cells.index(cell) + 1} of {total}: {cell}{_time_left(done, left - done, began)}")
         try:
             _train(cell, plan)
         except Diverged as error:
-            _say(f"{cell}: {error}; it counts as not measured")
+            say(f"{cell}: {error}; it counts as not measured")
         done += cell.share.steps
         _write(plan, out, truth, after_run)
     _write(plan, out, truth, after_run)
@@ -255,7 +255,3 @@ def _listing(plan: Plan, *, fresh: bool) -> str:
     steps = sum(cell.share.steps for cell in ahead)
     pixels = steps * plan.cells[0].recipe.run.batch_size
     return "\n".join(["# runs", *lines, f"# to do: {len(ahead)} runs, {steps} steps, {pixels} images"])
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

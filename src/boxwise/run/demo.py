@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,16 @@ from typing import Any
 
 from boxwise.data.sources import open_images
 from boxwise.engine.atomic import read_json, write_json
+from boxwise.engine.progress import say
 from boxwise.interop.files import load_weights
 from boxwise.recipes import demo as recipes
 from boxwise.run.detector_run import run_transfer
 from boxwise.run.draw import detections_sheet, write_picture
 from boxwise.run.finetune import labelled_splits
+from boxwise.run.preflight import some
 from boxwise.run.pretrain import run_recipe
 from boxwise.run.scenes import scenes
+from boxwise.run.verdict import signed
 
 UNLABELLED, LABELLED, TEST = 3000, 300, 600
 """Scenes to pretrain on, to fine-tune on, and to measure on."""
@@ -27,6 +29,8 @@ LEAST = 32
 SCENES_SHOWN = 6
 """Scenes in the picture."""
 SHOWN = ("AP", "AP50", "AP75")
+OWN = ("scenes", "pretrain", "random", "pretrained", "result.json", "demo.png", "report.html")
+"""What a demo leaves in its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class Outcome:
             + f"{f['images']:8d}{f['seconds']:9.0f}"
             for arm, f in self.arms.items()
         ]
-        return "\n".join([head, *lines, f"gain: {self.gain:+.2f} AP"])
+        return "\n".join([head, *lines, f"gain: {signed(self.gain, 2)} AP"])
 
 
 def demo(out: Path, *, seed: int = 0, scale: float = 1.0, overwrite: bool = False) -> Outcome:
@@ -61,11 +65,10 @@ def demo(out: Path, *, seed: int = 0, scale: float = 1.0, overwrite: bool = Fals
     """
     if not 0 < scale <= 10:
         raise ValueError(f"--scale: expected a number in (0, 10], got {scale}")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise ValueError(f"{out}: not empty; choose another folder, or pass --overwrite to start again")
+    _admit(out, overwrite=overwrite)
     counts = [max(LEAST, round(n * scale)) for n in (UNLABELLED, LABELLED, TEST)]
     data = out / "scenes"
-    _say(f"1/4 drawing {sum(counts)} scenes")
+    say(f"1/4 drawing {sum(counts)} scenes")
     scenes(
         data,
         count=counts[1],
@@ -75,7 +78,7 @@ def demo(out: Path, *, seed: int = 0, scale: float = 1.0, overwrite: bool = Fals
         seed=seed,
         overwrite=overwrite,
     )
-    _say("2/4 pretraining on scenes without labels")
+    say("2/4 pretraining on scenes without labels")
     run_recipe(
         recipes.pretraining(seed=seed, steps=max(2, round(PRETRAIN_STEPS * scale))),
         open_images(data / "unlabeled2017"),
@@ -87,7 +90,7 @@ def demo(out: Path, *, seed: int = 0, scale: float = 1.0, overwrite: bool = Fals
     train, test = labelled_splits(data)
     runs = {arm: out / arm for arm in ("random", "pretrained")}
     for part, (arm, folder) in enumerate(runs.items(), start=3):
-        _say(f"{part}/4 fine-tuning from {arm} weights on {len(train)} labelled scenes")
+        say(f"{part}/4 fine-tuning from {arm} weights on {len(train)} labelled scenes")
         weights = load_weights(out / "pretrain") if arm == "pretrained" else None
         run_transfer(recipe, train, test, folder, origin="demo", weights=weights, overwrite=overwrite)
     arms = {arm: read_json(folder / "results.json") for arm, folder in runs.items()}
@@ -97,5 +100,12 @@ def demo(out: Path, *, seed: int = 0, scale: float = 1.0, overwrite: bool = Fals
     return Outcome((out / "pretrain", *runs.values()), arms)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _admit(out: Path, *, overwrite: bool) -> None:
+    """Refuses a folder that holds anything, unless it is an earlier demo's that may go."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is a file; choose a folder for the demo")
+    inside = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if strange := [name for name in inside if name not in OWN]:
+        raise ValueError(f"{out}: not empty, and no earlier demo ({some(strange)}); choose another folder")
+    if inside and not overwrite:
+        raise ValueError(f"{out}: holds an earlier demo; choose another folder, or pass --overwrite")

@@ -41,10 +41,16 @@ def evaluate(
 ) -> dict[str, float]:
     """The figures of the detector in `run` on the validation images of `data`, in 0..100 (-1: nothing to measure),
     and how many images they are of. `metric` and `geodesics` replace what the run was measured by."""
+    if batch_size < 1:
+        raise ValueError(f"--batch-size {batch_size}: expected 1 or more")
     saved = load_detector(Path(run))
     told = {"metric": metric, "geodesics": None if geodesics is None else str(geodesics)}
     asked = {key: value for key, value in told.items() if value is not None}
     measure: Measure = read(Measure, {**plain(saved.measure), **asked}, at="measure")
+    if "semantic" in saved.config.kinds() and metric not in (None, "auto"):
+        raise ValueError(
+            f"{run}: tells pixels apart, which is measured by mean IoU alone; leave --metric out"
+        )
     extras = saved.config.extras()
     test = open_labelled(data, split="val", images=images, categories=saved.categories, extras=extras)
     where = device_of(device)
@@ -80,4 +86,5 @@ def as_table(figures: Mapping[str, Any]) -> str:
     named = {name: value for name, value in figures.items() if name not in ("images", "seconds")}
     width = max(6, *(len(name) for name in named))
     lines = [f"{name:<{width}} {value:6.2f}" for name, value in named.items()]
-    return "\n".join([*lines, f"on {figures['images']} images, in 0..100; -1: no object of that size"])
+    nothing = "; -1: nothing of that kind or size to find" if -1 in named.values() else ""
+    return "\n".join([*lines, f"on {figures['images']} images, in 0..100{nothing}"])

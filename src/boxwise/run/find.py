@@ -91,13 +91,10 @@ def _found(
     elif named in short or named in known:
         recipe = {**known, **short}[named]()
     else:
-        words = [*short, *known]
-        raise SettingsError(
-            [f"{named}: no such recipe{nearest(named, words)} (boxwise list recipes; or FILE.py:FUNCTION)"]
-        )
+        raise SettingsError([_unknown(named, [*short, *known], kind)])
     layers: list[Mapping[str, Any]] = []
     if config is not None:
-        file = load_yaml(config)
+        file = _settings_in(config)
         file.pop("source", None)
         file.pop("name", None)
         layers.append(file)
@@ -106,6 +103,27 @@ def _found(
     given = frozenset(key for layer in layers for key in given_keys(layer, recipe))
     changed = recipe.changed(*layers)
     return Found(on_ranks(changed), source, fitted, given, tuple(_implied(recipe, changed, layers, given)))
+
+
+def _unknown(named: str, words: Sequence[str], kind: type[Configuration]) -> str:
+    """What to tell of a name that is no recipe of this kind."""
+    others: dict[str, Collection[str]] = {
+        "pretrain": {*pretraining.METHODS, *(f.__name__ for f in pretraining.PUBLISHED)},
+        "finetune": {*transferring.FAMILIES, *(f.__name__ for f in transferring.PROTOCOLS)},
+    }
+    del others["pretrain" if kind is Recipe else "finetune"]
+    for verb, names in others.items():
+        if named in names:
+            return f"{named}: is a recipe of boxwise {verb}; boxwise list recipes says what there is"
+    return f"{named}: no such recipe{nearest(named, words)} (boxwise list recipes; or FILE.py:FUNCTION)"
+
+
+def _settings_in(config: Path) -> dict[str, Any]:
+    """A file of settings that is none is wrong usage, as a wrong flag is."""
+    try:
+        return load_yaml(config)
+    except ValueError as error:
+        raise SettingsError([str(error)]) from None
 
 
 def _implied(

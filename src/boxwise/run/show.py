@@ -43,8 +43,14 @@ def show(
     """Draws `count` images' views of `recipe`, matched boxes in one colour a pair; returns `out`."""
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"{out}: expected a name that ends in .png or .jpg")
+    if count < 1:
+        raise ValueError(f"--count {count}: expected 1 or more images to draw")
     found = pretrain_recipe(recipe, config=config, settings=settings).recipe
     source = open_images(data, images=images, max_value=found.data.max_value)
+    if any(
+        out.resolve() == source.path(i).resolve() for i in range(len(source)) if out.name in source.name(i)
+    ):
+        raise ValueError(f"{out}: is one of the images of {data}; choose another name")
     method = found.method.build(build_encoder(found.encoder))
     boxes = shown_proposals(found, source, proposals)
     write_picture(picture(found, method, source, count=min(count, len(source)), proposals=boxes), out)

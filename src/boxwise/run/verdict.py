@@ -93,9 +93,9 @@ def sentence(verdicts: Sequence[Verdict]) -> str:
     return f"{verdicts[0].arm}: " + ", ".join(v.words for v in verdicts)
 
 
-def signed(value: float) -> str:
+def signed(value: float, digits: int = 1) -> str:
     """+3.1; a difference that rounds to nothing has no sign."""
-    return f"{value:+.1f}" if round(abs(value), 1) > 0 else "0.0"
+    return f"{value:+.{digits}f}" if round(abs(value), digits) > 0 else f"{0:.{digits}f}"
 
 
 def _kind(gain: float | None, margin: float | None, best: float) -> Kind:
