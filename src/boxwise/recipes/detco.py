@@ -47,12 +47,12 @@ def detco_r50_200ep() -> Recipe:
 
 def detco_r50_100ep() -> Recipe:
     """DetCo, ResNet-50, 100 epochs. Published: VOC07+12 AP 57.4 (Tables 1 and 6); ImageNet linear 66.6."""
-    return _of_length(100)
+    return detco_r50_200ep().lasting(100)
 
 
 def detco_r50_800ep() -> Recipe:
     """DetCo, ResNet-50, 800 epochs. Published: VOC07+12 AP 58.2 (Table 6)."""
-    return _of_length(800)
+    return detco_r50_200ep().lasting(800)
 
 
 def detco_r50_100ep_aa() -> Recipe:
@@ -71,11 +71,6 @@ def detco_r50_200ep_aa() -> Recipe:
 def detco_r50_800ep_aa() -> Recipe:
     """DetCo with AutoAugment, ResNet-50, 800 epochs. The paper prints no result of this length."""
     return with_auto_augment(detco_r50_800ep())
-
-
-def _of_length(epochs: int) -> Recipe:
-    base = detco_r50_200ep()
-    return replace(base, name=f"detco_r50_{epochs}ep", schedule=replace(base.schedule, epochs=epochs))
 
 
 PUBLISHED: tuple[Callable[[], Recipe], ...] = (

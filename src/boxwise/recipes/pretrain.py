@@ -49,13 +49,10 @@ def scrl_r50_1000ep() -> Recipe:
 
     Published: COCO Faster R-CNN FPN 1x, AP 40.9 (Table 2); VOC07+12 AP 57.2 (Table 1).
     """
-    base = scrl_r50_200ep()
     return replace(
-        base,
-        name="scrl_r50_1000ep",
+        scrl_r50_200ep().lasting(1000),
         method=scrl.Config(momentum=0.996),
         optim=LARS(lr=0.2, weight_decay=1.5e-6, norm="sum"),
-        schedule=replace(base.schedule, epochs=1000),
     )
 
 
@@ -82,8 +79,7 @@ def mocov2_r50_200ep() -> Recipe:
 
 def mocov2_r50_800ep() -> Recipe:
     """MoCo-v2, ResNet-50, 800 epochs. Published: VOC07+12 Faster R-CNN C4, AP 57.4; linear 71.1."""
-    base = mocov2_r50_200ep()
-    return replace(base, name="mocov2_r50_800ep", schedule=replace(base.schedule, epochs=800))
+    return mocov2_r50_200ep().lasting(800)
 
 
 def byol_r50_300ep() -> Recipe:
@@ -104,13 +100,10 @@ def byol_r50_300ep() -> Recipe:
 
 def byol_r50_1000ep() -> Recipe:
     """BYOL, ResNet-50, 1000 epochs, batch 4096. Published: ImageNet linear 74.3."""
-    base = byol_r50_300ep()
     return replace(
-        base,
-        name="byol_r50_1000ep",
+        byol_r50_300ep().lasting(1000),
         method=image_level.BYOLConfig(momentum=0.996),
         optim=LARS(lr=0.2, weight_decay=1.5e-6),
-        schedule=replace(base.schedule, epochs=1000),
     )
 
 

@@ -45,6 +45,15 @@ class Recipe(Configuration):
             "data": Data,
         }
 
+    def lasting(self, epochs: float) -> Recipe:
+        """The same run for as many epochs, and named after them."""
+        stated = self.schedule.epochs
+        assert stated is not None, "a run that is stated in epochs"
+        name = self.name.replace(f"_{stated:g}ep", f"_{epochs:g}ep")
+        return dataclasses.replace(
+            self, name=name, schedule=dataclasses.replace(self.schedule, epochs=epochs)
+        )
+
     def batches(self, images: int) -> float:
         """Whole batches alone. Raises ValueError where there is not one."""
         run = self.run

@@ -54,8 +54,7 @@ def resim_r50_fpn_200ep() -> Recipe:
 
 def resim_r50_fpn_400ep() -> Recipe:
     """ReSim-FPN, ResNet-50, 400 epochs. Published: COCO Mask R-CNN FPN 2x, box AP 41.9 (authors' repository)."""
-    base = resim_r50_fpn_200ep()
-    return replace(base, name="resim_r50_fpn_400ep", schedule=replace(base.schedule, epochs=400))
+    return resim_r50_fpn_200ep().lasting(400)
 
 
 def resim_r50_c4_in100_500ep() -> Recipe:
@@ -63,12 +62,10 @@ def resim_r50_c4_in100_500ep() -> Recipe:
 
     Published: VOC07+12 Faster R-CNN C4, AP 55.9 (Tables 1 and 2).
     """
-    base = resim_r50_c4_200ep()
     return replace(
-        base,
+        resim_r50_c4_200ep().lasting(500),
         name="resim_r50_c4_in100_500ep",
         method=resim.Config(windows=C4, region_proj=True, queue=16_384),
-        schedule=replace(base.schedule, epochs=500),
     )
 
 
@@ -77,12 +74,10 @@ def resim_r50_fpn_in100_500ep() -> Recipe:
 
     The paper times this run and prints no result of it.
     """
-    base = resim_r50_fpn_200ep()
     return replace(
-        base,
+        resim_r50_fpn_200ep().lasting(500),
         name="resim_r50_fpn_in100_500ep",
         method=resim.Config(queue=16_384),
-        schedule=replace(base.schedule, epochs=500),
     )
 
 
@@ -91,9 +86,8 @@ def resim_simsiam_r50_c4_in100_500ep() -> Recipe:
 
     Published: VOC07+12 Faster R-CNN C4, AP 55.7 (Table 2).
     """
-    base = resim_r50_c4_in100_500ep()
     return replace(
-        base,
+        resim_r50_c4_in100_500ep(),
         name="resim_simsiam_r50_c4_in100_500ep",
         method=resim_simsiam.Config(),
         encoder=EncoderConfig(backbone="resnet50", zero_init_last=True),

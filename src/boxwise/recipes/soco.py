@@ -49,7 +49,7 @@ def soco_r50_fpn_100ep() -> Recipe:
 
 def soco_r50_fpn_400ep() -> Recipe:
     """SoCo, ResNet-50 FPN, 400 epochs. Published: COCO Mask R-CNN FPN, box AP 43.0 at 1x (Table 1), 44.0 at 2x."""
-    return _longer(soco_r50_fpn_100ep(), "soco_r50_fpn_400ep", epochs=400)
+    return soco_r50_fpn_100ep().lasting(400)
 
 
 def soco_star_r50_fpn_400ep() -> Recipe:
@@ -57,9 +57,8 @@ def soco_star_r50_fpn_400ep() -> Recipe:
 
     Published: COCO Mask R-CNN FPN, box AP 43.2 at 1x (Table 1), 44.3 at 2x; LVIS 1x 26.3 (Table 6).
     """
-    base = soco_r50_fpn_400ep()
     views = (FIRST, CROP, _other(Crop(size=192, scale=(0.5, 1.0))), HALF)
-    return replace(base, name="soco_star_r50_fpn_400ep", views=views)
+    return replace(soco_r50_fpn_400ep(), name="soco_star_r50_fpn_400ep", views=views)
 
 
 def soco_r50_c4_100ep() -> Recipe:
@@ -81,11 +80,7 @@ def soco_r50_c4_400ep() -> Recipe:
 
     Published: COCO Mask R-CNN C4, box AP 40.9 at 1x (Table 2); VOC07+12 Faster R-CNN C4, AP 59.7 (Table 3).
     """
-    return _longer(soco_r50_c4_100ep(), "soco_r50_c4_400ep", epochs=400)
-
-
-def _longer(recipe: Recipe, name: str, *, epochs: float) -> Recipe:
-    return replace(recipe, name=name, schedule=replace(recipe.schedule, epochs=epochs))
+    return soco_r50_c4_100ep().lasting(400)
 
 
 def ablation(variant: str) -> Recipe:
@@ -149,4 +144,3 @@ PUBLISHED = (
     soco_r50_c4_100ep,
     soco_r50_c4_400ep,
 )
-METHODS = {"soco": soco_r50_fpn_100ep}

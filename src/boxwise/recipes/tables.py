@@ -53,7 +53,7 @@ def derived() -> dict[str, tuple[Row, Recipe]]:
 
 
 def _mocov2(row: Row) -> Recipe:
-    base = _lasting(pretrain.mocov2_r50_200ep(), row)
+    base = pretrain.mocov2_r50_200ep().lasting(_epochs(row))
     if row.pretrain_data != "IN-100":
         return base
     return replace(base, name=_on_100(base), method=image_level.MoCoConfig(queue=16_384))
@@ -74,7 +74,7 @@ def _byol(row: Row) -> Recipe:
 
 def _simsiam(row: Row) -> Recipe:
     """On 100 classes as ReSim's Table 7 states its base."""
-    base = _lasting(pretrain.simsiam_r50_200ep(), row)
+    base = pretrain.simsiam_r50_200ep().lasting(_epochs(row))
     if row.pretrain_data != "IN-100":
         return base
     run = replace(base.run, batch_size=256)
@@ -90,7 +90,7 @@ def _insloc(row: Row) -> Recipe:
 def _soco(row: Row) -> Recipe:
     if row.variant is not None:
         return soco.ablation(row.variant)
-    return _lasting(_published(f"soco_r50_{_parts(row)}_100ep"), row)
+    return _published(f"soco_r50_{_parts(row)}_100ep").lasting(_epochs(row))
 
 
 def _soco_star(row: Row) -> Recipe:
@@ -196,14 +196,6 @@ def _changed(recipe: Recipe, **settings: Any) -> Recipe:
     method: Any = replace(recipe.method, **settings)  # type: ignore[type-var]
     whole = isinstance(method, detco.Config) and not method.patches
     return replace(recipe, method=method, views=recipe.views[:2] if whole else recipe.views)
-
-
-def _lasting(recipe: Recipe, row: Row) -> Recipe:
-    """For as long as the row states."""
-    epochs, stated = _epochs(row), recipe.schedule.epochs
-    assert stated is not None
-    name = recipe.name.replace(f"_{stated:g}ep", f"_{epochs}ep")
-    return replace(recipe, name=name, schedule=replace(recipe.schedule, epochs=float(epochs)))
 
 
 def _on_100(recipe: Recipe) -> str:
