@@ -18,6 +18,7 @@ HELD = {
     "soco": ("teacher", "predictor"),
     "detco": ("teacher", "queues.global_c2", "queues.local_c5"),
     "resim": ("teacher", "queue"),
+    "simsiam": ("predictor",),  # its rate stays while the others' falls
 }
 """Besides the student; scrl and mocov2 are killed more often in test_resume.py."""
 
