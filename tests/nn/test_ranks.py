@@ -40,6 +40,18 @@ def test_every_norm_is_joined_under_its_own_name(
     assert isinstance(network[2][0].act, nn.ReLU)
 
 
+def test_no_rows_are_sent_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask head in bfloat16, of whose ranks one reads nothing. Breaks when that rank sends half the bytes that the
+    others wait for, as torch's norm on an accelerator does."""
+    monkeypatch.setattr(joint_norm, "world", lambda: 2)
+    seen: list[torch.dtype] = []
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda self, x: seen.append(x.dtype) or x)
+    norm = synchronise(nn.Sequential(nn.BatchNorm2d(3)), "cuda")
+    for count in (0, 2):
+        norm(torch.zeros(count, 3, 2, 2, dtype=torch.bfloat16))
+    assert seen == [torch.float32, torch.bfloat16]
+
+
 def test_a_norm_without_rows_on_any_rank_learns_nothing() -> None:
     """A mask head where no image shows a thing. Breaks when its statistics become NaN for good."""
     norm = AllReduceNorm(3).train()

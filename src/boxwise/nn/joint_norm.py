@@ -28,12 +28,22 @@ def synchronise(module: nn.Module, device: torch.device | str | None = None) -> 
     if torch.device(device).type != "cpu":
         from timm.layers.norm_act import convert_sync_batchnorm  # knows norms with an activation inside
 
-        return convert_sync_batchnorm(module)
+        joined: nn.Module = convert_sync_batchnorm(module)
+        for norm in joined.modules():
+            if isinstance(norm, nn.SyncBatchNorm):
+                norm.register_forward_pre_hook(_exact_where_empty)
+        return joined
     if isinstance(module, _BatchNorm):
         return _joined(module)
     for name, child in module.named_children():
         setattr(module, name, synchronise(child, device))
     return module
+
+
+def _exact_where_empty(norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """No rows in float32. torch sends what it has of no rows in their own precision, and all else in float32: in
+    bfloat16 a rank whose mask head reads nothing would send half the bytes that the others wait for."""
+    return inputs if inputs[0].numel() else (inputs[0].float(),)
 
 
 class AllReduceNorm(_BatchNorm):
