@@ -1,11 +1,11 @@
 """Settings are read strictly, and every mistake is named at once with the nearest valid key."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field
 
-from boxwise.config import LARS, SGD, Schedule, settings
+from boxwise.config import LARS, SGD, AdamW, Data, Run, Schedule, TransferData, settings
 from boxwise.strict import SettingsError, dump_yaml, keys, load_yaml, merge, nearest, plain, read, scalar
 
 Either = Annotated[SGD | LARS, Field(discriminator="name")]
@@ -112,3 +112,25 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path) -> None:
         file.write_text(text)
         with pytest.raises(ValueError, match=r"c\.yaml"):
             load_yaml(file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw"),
+    [
+        (SGD, {"lr": -0.1, "momentum": 1.5, "weight_decay": -1e-4, "lr_batch": 0}),
+        (LARS, {"lr": -1.0, "trust": -0.1}),
+        (AdamW, {"lr": -1.0, "betas": [0.9, 1.1]}),
+        (Schedule, {"warmup_steps": -1, "warmup_epochs": -0.5, "warmup_from": 2.0, "final_lr": -1.0}),
+        (Run, {"batch_size": 0, "accumulate": 0, "devices": 0, "keep": 0, "log_every": 0, "save_every": 0}),
+        (Run, {"clip_norm": 0.0, "threads": 0}),
+        (Data, {"workers": -1, "max_value": 0}),
+        (TransferData, {"min_keypoints": -1, "repeat_threshold": 1.5}),
+    ],
+)
+def test_values_that_nothing_can_mean_are_named_before_data_is_touched(
+    kind: type, raw: dict[str, Any]
+) -> None:
+    """Breaks when a negative rate is found by torch, after the images were listed and without the name of its flag."""
+    with pytest.raises(SettingsError) as caught:
+        read(kind, raw, at="x")
+    assert {problem.partition(": ")[0].split(".")[1] for problem in caught.value.problems} == {*raw}

@@ -31,6 +31,7 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
 Share = Annotated[float, Field(ge=0, le=1)]
 """Part of a whole."""
 Amount = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
 Span = Annotated[tuple[float, float], AfterValidator(_rising)]
 """Least and largest of something that is never 0."""
 
@@ -40,12 +41,12 @@ class SGD:
     """Stochastic gradient descent with momentum."""
 
     name: Literal["sgd"] = "sgd"
-    lr: float = 0.03
+    lr: Amount = 0.03
     """Learning rate at `lr_batch` images a step; the run uses lr * batch size / lr_batch."""
-    lr_batch: int = 256
+    lr_batch: Count = 256
     """The batch that `lr` was stated for."""
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    momentum: Share = 0.9
+    weight_decay: Amount = 1e-4
     decay_1d: bool = True
     """Weight decay on biases and norm parameters too, as MoCo and SimSiam do."""
     decay_norms: bool = True
@@ -58,15 +59,15 @@ class LARS:
     """SGD with momentum whose gradients are scaled layer by layer; 1-D parameters are left to plain SGD."""
 
     name: Literal["lars"] = "lars"
-    lr: float = 0.45
+    lr: Amount = 0.45
     """Learning rate at `lr_batch` images a step; the run uses lr * batch size / lr_batch."""
-    lr_batch: int = 256
+    lr_batch: Count = 256
     """The batch that `lr` was stated for."""
-    momentum: float = 0.9
-    weight_decay: float = 1e-6
-    trust: float = 0.001
+    momentum: Share = 0.9
+    weight_decay: Amount = 1e-6
+    trust: Amount = 0.001
     """Size of a step relative to the size of its layer."""
-    eps: float = 1e-8
+    eps: Amount = 1e-8
     norm: Literal["joint", "sum"] = "joint"
     """Divide by |g + wd p| (BYOL, SoCo) or by |g| + wd |p| (SCRL)."""
 
@@ -76,13 +77,13 @@ class AdamW:
     """Adam with decoupled weight decay: quick on short runs, and what most timm backbones other than ResNets want."""
 
     name: Literal["adamw"] = "adamw"
-    lr: float = 1e-3
+    lr: Amount = 1e-3
     """Learning rate at `lr_batch` images a step; the run uses lr * batch size / lr_batch."""
-    lr_batch: int = 256
+    lr_batch: Count = 256
     """The batch that `lr` was stated for."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     """How long gradients, and their squares, are remembered."""
-    weight_decay: float = 0.05
+    weight_decay: Amount = 0.05
     decay_1d: bool = False
     """Weight decay on biases and norm parameters too."""
 
@@ -99,17 +100,17 @@ class Schedule:
     steps: int | None = None
     """Optimiser steps, instead of epochs."""
     kind: Literal["cosine", "multistep"] = "cosine"
-    warmup_epochs: float = 0.0
+    warmup_epochs: Amount = 0.0
     """Linear warm-up, in epochs."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Linear warm-up, in optimiser steps; added to `warmup_epochs`."""
-    warmup_from: float = 0.0
+    warmup_from: Share = 0.0
     """Share of the base rate at the first step of the warm-up."""
     per: Literal["step", "epoch"] = "step"
     """A cosine that moves every step (BYOL, SoCo, SCRL) or once an epoch (the MoCo family)."""
     early: bool = False
     """Step k uses the value of k + 1, as SCRL does."""
-    final_lr: float = 0.0
+    final_lr: Amount = 0.0
     """What the cosine ends at."""
     milestones: tuple[float, ...] = ()
     """multistep: shares of the whole length at which the rate falls."""
@@ -121,29 +122,29 @@ class Schedule:
 class Run:
     """One training run: its batch, device, precision, and how often it reports and saves."""
 
-    batch_size: int = 256
+    batch_size: Count = 256
     """Images per optimiser step, over all devices and all accumulated parts."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts a step is split into. Saves memory; does not enlarge what BatchNorm sees."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: int = 1
+    devices: Count = 1
     """Processes on this machine; torchrun and SLURM set their own."""
-    nodes: int = 1
+    nodes: Count = 1
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the processor has it, else fp32."""
     channels_last: bool = True
     compile: bool = False
     """Compile the encoder with torch.compile."""
-    clip_norm: float | None = None
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the whole gradient."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between two lines of figures; the device is waited for only then."""
-    save_every: int = 500
+    save_every: Count = 500
     """Steps between two checkpoints; one is written at the end in any case."""
-    keep: int = 2
+    keep: Count = 2
     """Checkpoints kept."""
-    threads: int | None = None
+    threads: Count | None = None
     """CPU threads of torch; recorded, since another number changes the last bits."""
 
 
@@ -151,11 +152,11 @@ class Run:
 class Data:
     """How images are read."""
 
-    workers: int | None = None
+    workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that decode and cut; none: as many as help; 0: the training process itself."""
     bad_images: Literal["error", "skip"] | None = None
     """Unreadable files: skip (default without labels; a run stops above 5 %) or error (default with labels)."""
-    max_value: int | None = None
+    max_value: Count | None = None
     """The white of 16-bit images, where it is not 65535."""
 
 
@@ -169,9 +170,9 @@ class TransferData(Data):
     """Leave out training images without boxes, or with none but crowds."""
     difficult: bool = True
     """Train on what VOC marks as difficult; it is measured by VOC's rules either way."""
-    min_keypoints: int = 0
+    min_keypoints: Annotated[int, Field(ge=0)] = 0
     """Leave out training images with fewer labelled keypoints."""
-    repeat_threshold: float | None = None
+    repeat_threshold: Share | None = None
     """Read images of categories that fewer than this share of the images show more often: LVIS has 0.001."""
 
 
