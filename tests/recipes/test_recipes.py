@@ -6,7 +6,7 @@ import pytest
 
 from boxwise.config import LARS, SGD
 from boxwise.methods import scrl
-from boxwise.recipes import demo, pretrain, transfer
+from boxwise.recipes import demo, pretrain, soco, transfer
 from boxwise.recipes.recipe import Recipe, TransferRecipe
 from boxwise.run.find import pretrain_recipe, saved, transfer_recipe
 from boxwise.strict import SettingsError, dump_yaml
@@ -103,6 +103,22 @@ def test_the_size_of_views_scales_what_is_stated_in_their_pixels() -> None:
         assert pretrain_recipe(named, settings={"image_size": size}).changes == (), named
     byol = pretrain.scrl_fpn().changed({"image_size": 112, "method": {"name": "byol"}})
     assert byol.method.name == "byol"
+
+
+def test_only_torchvisions_resnets_start_as_the_identity() -> None:
+    """Breaks when another backbone must be told what it cannot do, or the user's own word is overruled."""
+    for recipe in (pretrain.byol_r50_300ep(), soco.soco_r50_fpn_100ep()):
+        for given in (
+            {"backbone": "convnext_atto"},
+            {"encoder.backbone": "convnext_atto"},
+            {"encoder": {"backbone": "convnext_atto"}},
+        ):
+            assert not recipe.changed(given).encoder.zero_init_last
+        assert recipe.changed({"backbone": "resnet18"}).encoder.zero_init_last
+        asked = {"backbone": "convnext_atto", "encoder.zero_init_last": True}
+        assert recipe.changed(asked).encoder.zero_init_last
+    (said,) = pretrain_recipe("byol", settings={"backbone": "convnext_atto"}).changes
+    assert said == "encoder.zero_init_last True -> False (only torchvision's ResNets can start so)"
 
 
 def test_views_of_several_sizes_keep_their_proportion() -> None:

@@ -65,18 +65,20 @@ class Recipe(Configuration):
             shares = [view.crop.size / first if type(value) is int else None for view in self.views]
             sizes = [value if share is None else round(value * share) for share in shares]  # or a wrong type
             return {"views": {str(i): {"crop": {"size": size}} for i, size in enumerate(sizes)}}
-        if key == "backbone":
-            start = {} if value in RESNETS else {"zero_init_last": False}  # only torchvision's have it
-            return {"encoder": {"backbone": value, **start}}
-        return None
+        return {"encoder": {"backbone": value}} if key == "backbone" else None
 
     def implied(self, *layers: Mapping[str, Any]) -> Raw:
-        """With `image_size`, what the method states in pixels of the views."""
-        asked = [layer[key] for layer in layers for key in ("image_size", "image-size") if key in layer]
-        if not asked or type(asked[-1]) is not int:
-            return {}
-        resized = self.method.resized(asked[-1] / self.views[0].crop.size)
-        return {f"method.{key}": value for key, value in resized.items()}
+        """With `image_size`, what the method states in pixels of the views; with a backbone, how it cannot start."""
+        found: Raw = {}
+        sizes = [layer[key] for layer in layers for key in ("image_size", "image-size") if key in layer]
+        if sizes and type(sizes[-1]) is int:
+            resized = self.method.resized(sizes[-1] / self.views[0].crop.size)
+            found = {f"method.{key}": value for key, value in resized.items()}
+        encoders = [self.nested(layer).get("encoder") for layer in layers]
+        bodies = [given["backbone"] for given in encoders if isinstance(given, dict) and "backbone" in given]
+        if bodies and bodies[-1] not in RESNETS and self.encoder.zero_init_last:
+            found["encoder.zero_init_last"] = False
+        return found
 
     def conflicts(self) -> Iterator[str]:
         for i, view in enumerate(self.views):

@@ -20,6 +20,8 @@ from boxwise.run.fit import flat, given_keys, on_ranks, scaled_rate
 from boxwise.strict import SettingsError, dump_yaml, load_yaml, nearest, plain
 
 R = TypeVar("R", bound=Configuration)
+WHY = {"encoder.zero_init_last": "only torchvision's ResNets can start so"}
+"""Why some settings follow from others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +131,12 @@ def _settings_in(config: Path) -> dict[str, Any]:
 def _implied(
     recipe: Configuration, changed: Configuration, layers: Sequence[Mapping[str, Any]], given: Collection[str]
 ) -> Iterator[str]:
-    """What follows from the size of the views, and was not set by itself."""
+    """What follows from other settings, and was not set by itself."""
     before, after = flat(plain(recipe)), flat(plain(changed))
     for key in recipe.implied(*layers):
         if key not in given and key in after and after[key] != before[key]:
-            yield f"{key} {before[key]} -> {after[key]} (pixels of a view, and views are resized)"
+            why = WHY.get(key, "pixels of a view, and views are resized")
+            yield f"{key} {before[key]} -> {after[key]} ({why})"
 
 
 def _whole(file: Mapping[str, Any], recipe: Configuration) -> bool:
