@@ -411,31 +411,6 @@ def test_mirrors_are_refused() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"dp_x": [1.0]}, "lists of unlike lengths, dp_x 1, dp_y 24"),
-        ({"dp_I": [25.0] * 24}, "dp_I holds 25.0"),
-        ({"dp_U": [-0.1] * 24}, "dp_U holds -0.1"),
-        ({"dp_masks": [{"size": [100, 256], "counts": "x"}]}, r"a mask of size \[100, 256\]"),
-    ],
-)
-def test_points_that_cannot_be_are_named(change: dict[str, object], said: str, tmp_path: Path) -> None:
-    """Before the first step, with file and place. Breaks when they end a run in a worker."""
-    root = write_people(tmp_path / "coco", count=1, val=1)
-    file = root / "annotations" / "densepose_train2014.json"
-    table = json.loads(file.read_text())
-    table["annotations"][1] |= change
-    file.write_text(json.dumps(table))
-    labelled = open_labelled(root, split="train", extras=CONFIG.extras())
-    with pytest.raises(ValueError, match=rf"densepose_train2014.json: annotation 1 .*{said}"):
-        CONFIG.classes(labelled)
-
-
-def test_good_points_name_the_classes(people: Labelled) -> None:
-    assert CONFIG.classes(people) == ("person",)
-
-
 def test_pretrained_backbone_and_pyramid_arrive_whole(tmp_path: Path) -> None:
     """Breaks when one name differs, and that part starts from random weights."""
     torch.manual_seed(1)

@@ -79,7 +79,7 @@ def longer(annotation: dict[str, Any]) -> None:
     [
         (MASKS, bare, "annotation 2 in the order of the json, on image 0, has no segmentation"),
         (PIXELS, bare, r"instances_val2017.json: none of its annotations has an outline"),
-        (MARKS, longer, "2 or 3 keypoints: let all have the same"),
+        (MARKS, longer, "annotation 1 in the order of the json, 9 numbers, not 6 for 2 names"),
     ],
 )
 def test_objects_that_lack_what_is_measured(

@@ -31,6 +31,7 @@ from boxwise.run.preflight import doubts, preflight, suspects
 from boxwise.strict import dump_yaml, plain
 from boxwise.transfer.detectors.base import Detector
 from boxwise.transfer.evaluate import measurable, measured, precision_of
+from boxwise.transfer.readable import check_readable
 from boxwise.transfer.samples import DetectionBatch, TrainSamples, collate
 from boxwise.transfer.statistics import remeasured
 from boxwise.transfer.task import DetectionTask
@@ -54,6 +55,7 @@ def run_transfer(
         raise ValueError("no labelled image to train on: raise --labels")
     train = training_set(train, recipe.data)
     preflight(train, test, extras=recipe.detector.extras())
+    check_readable(train)
     measurable(test, config=recipe.detector, measure=recipe.measure)
     torch.manual_seed(run.seed)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if weights is None else (weights.mean, weights.std)

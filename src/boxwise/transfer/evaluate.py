@@ -21,6 +21,7 @@ from boxwise.transfer.detectors.base import Detector, DetectorConfig, Targets
 from boxwise.transfer.metrics import Confusion, Metric, check_truth, figures, semantic_figures
 from boxwise.transfer.metrics.densepose import check_surfaces, densepose_figures
 from boxwise.transfer.metrics.geodesics import load_geodesics
+from boxwise.transfer.readable import check_readable
 from boxwise.transfer.results import Result, results
 from boxwise.transfer.samples import DetectionBatch, TestSamples, collate
 from boxwise.transfer.task import Detection
@@ -91,7 +92,7 @@ def judge_of(
     labelled: Labelled, *, config: DetectorConfig, measure: Measure
 ) -> Callable[[Sequence[Result]], dict[str, float]]:
     """What gives detections on `labelled` their figures. All that it needs is read, and checked, here."""
-    config.classes(labelled)
+    check_readable(labelled)
     truth, metric, kinds = labelled.coco(), metric_of(measure, labelled), config.measured()
     check_truth(metric, truth, kinds)
     mesh = None
@@ -193,7 +194,8 @@ def _by_pixel(labelled: Labelled, found: Iterable[tuple[Targets, DetectionBatch]
 
 
 def _check_outlines(labelled: Labelled) -> None:
-    """Raises ValueError where classes of pixels are neither stated nor drawn."""
+    """Raises ValueError where classes of pixels are neither stated nor drawn, or cannot be read."""
+    check_readable(labelled)
     outlines = labelled.table.extras.get("segmentation", ())
     if labelled.format != "cityscapes" and all(text == "null" for text in outlines):
         raise ValueError(

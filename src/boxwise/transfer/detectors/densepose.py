@@ -14,15 +14,13 @@ been tried here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from boxwise.config import settings
-from boxwise.data.targets import Labelled
 from boxwise.geometry.boxes import iou
 from boxwise.nn.encoder import Encoder
 from boxwise.shapes import Scalar
@@ -39,16 +37,6 @@ from boxwise.transfer.detectors.surface_losses import (
     surface_losses,
     wanted_body,
 )
-from boxwise.transfer.metrics.geodesics import PARTS
-
-LISTS: dict[str, tuple[float, float]] = {
-    "dp_x": (0, 256),
-    "dp_y": (0, 256),
-    "dp_I": (0, PARTS),
-    "dp_U": (-0.01, 1.01),
-    "dp_V": (-0.01, 1.01),
-}
-"""What an annotation lists of its points, and the range of each, with room for rounding."""
 
 
 class DensePoseHeads(BoxHeads):
@@ -143,17 +131,6 @@ class DensePoseRCNN(OnPyramid):
         """DensePose's fields, and the box that they count from before it is clipped to its picture."""
         return (*OnPyramid.extras(self), "bbox")
 
-    def classes(self, labelled: Labelled) -> tuple[str, ...]:
-        """Raises ValueError where points are not as DensePose-COCO has them."""
-        for row, text in enumerate(labelled.table.extras.get("dp", ())):
-            if wrong := _wrong(json.loads(text) or {}):
-                raise ValueError(
-                    f"{labelled.table.file}: annotation {labelled.table.rows[row]} in the order of the json: {wrong}; "
-                    "expected dp_x and dp_y from 0 to 255 across the box, dp_I from 1 to 24 (0: ground), dp_U and "
-                    "dp_V from 0 to 1, one of each a point, and dp_masks, RLE of 256 x 256 or [] of 14 parts"
-                )
-        return OnPyramid.classes(self, labelled)
-
     def problems(self, *, pretrained: bool) -> Iterator[str]:
         yield from OnPyramid.problems(self, pretrained=pretrained)
         yield from self.outside({"min_iou": (0, 1)})
@@ -183,20 +160,3 @@ class DensePoseRCNN(OnPyramid):
         stage.min_iou = self.min_iou
         stage.weights = self.body_weight, self.part_weight, self.place_weight
         return stage
-
-
-def _wrong(annotation: dict[str, Any]) -> str:
-    """What cannot be read of an annotation's points; nothing where all can, or there are none."""
-    if not annotation:
-        return ""
-    lists = {name: annotation.get(name) or [] for name in LISTS}
-    if len({len(values) for values in lists.values()}) > 1:
-        return "lists of unlike lengths, " + ", ".join(f"{k} {len(v)}" for k, v in lists.items())
-    for name, values in lists.items():
-        low, high = LISTS[name]
-        if off := [v for v in values if not low <= v <= high]:
-            return f"{name} holds {off[0]}"
-    for mask in annotation.get("dp_masks") or []:
-        if mask and mask.get("size") != [256, 256]:
-            return f"a mask of size {mask.get('size')}"
-    return ""

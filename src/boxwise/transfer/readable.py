@@ -1,0 +1,87 @@
+"""Outlines, keypoints and points on surfaces that cannot be read, named before a worker meets them in a long run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from boxwise.data.problems import Problems
+from boxwise.data.targets import Labelled
+from boxwise.transfer.annotations import BODY_SIDE, keypoint_names
+from boxwise.transfer.metrics.geodesics import PARTS
+
+DENSE_LISTS: Mapping[str, tuple[float, float]] = {
+    "dp_x": (0, 256),
+    "dp_y": (0, 256),
+    "dp_I": (0, PARTS),
+    "dp_U": (-0.01, 1.01),
+    "dp_V": (-0.01, 1.01),
+}
+"""What an annotation lists of its points, and the range of each, with room for rounding."""
+
+
+def check_readable(labelled: Labelled) -> None:
+    """Raises ValueError that lists, with file and places, the values that cannot be read of the fields that were asked
+    for; objects without one are none."""
+    table, problems = labelled.table, Problems(labelled.table.file)
+    images = np.zeros(len(table.names), dtype=np.bool_)
+    images[labelled.index] = True
+    held = np.flatnonzero(np.repeat(images, np.diff(table.first))).tolist()
+    names = len(keypoint_names(labelled.categories))
+    for name, texts in table.extras.items():
+        if name not in FIELDS:
+            continue
+        wrong, mend = FIELDS[name]
+        for row in held:
+            value = json.loads(texts[row])
+            if value is not None and (said := wrong(value, names)):
+                place = f"annotation {table.rows[row]} in the order of the json, {said}"
+                problems.add(f"{name} that cannot be read", place, mend=mend)
+    problems.check()
+
+
+def _outline(value: Any, names: int) -> str:
+    if isinstance(value, dict):
+        return "" if {"size", "counts"} <= value.keys() else "run lengths without size or counts"
+    if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
+        return "neither polygons nor run lengths"
+    return next((f"{len(polygon)} numbers in a polygon" for polygon in value if len(polygon) % 2), "")
+
+
+def _keypoints(value: Any, names: int) -> str:
+    if not isinstance(value, list) or len(value) % 3 or (names and len(value) != 3 * names):
+        wanted = f"not {3 * names} for {names} names" if names else "not 3 for each"
+        return f"{len(value)} numbers, {wanted}"
+    return ""
+
+
+def _surface(value: dict[str, Any], names: int) -> str:
+    lists = {name: value.get(name) or [] for name in DENSE_LISTS}
+    if len({len(values) for values in lists.values()}) > 1:
+        return "lists of unlike lengths, " + ", ".join(f"{k} {len(v)}" for k, v in lists.items())
+    for name, values in lists.items():
+        low, high = DENSE_LISTS[name]
+        if off := [v for v in values if not low <= v <= high]:
+            return f"{name} holds {off[0]}"
+    for mask in value.get("dp_masks") or []:
+        if mask and mask.get("size") != [BODY_SIDE, BODY_SIDE]:
+            return f"a mask of size {mask.get('size')}"
+    return ""
+
+
+FIELDS: Mapping[str, tuple[Callable[[Any, int], str], str]] = {
+    "segmentation": (
+        _outline,
+        "take polygons of x, y, x, y ..., or run lengths as a dict of size and counts",
+    ),
+    "keypoints": (_keypoints, "give x, y and 0, 1 or 2 of every name that the categories list"),
+    "dp": (
+        _surface,
+        "give dp_x and dp_y from 0 to 255 across the box, dp_I from 1 to 24 (0: ground), dp_U and dp_V from 0 to 1, "
+        "one of each a point, and dp_masks, RLE of 256 x 256 or [] of 14 parts",
+    ),
+}
+"""What says that a value is wrong, given how many keypoints the categories name, and the mend."""
