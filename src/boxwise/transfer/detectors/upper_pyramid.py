@@ -76,6 +76,5 @@ class LevelAnchors(Anchors):
         one = feature_maps[0]
         dtype = torch.promote_types(one.dtype, torch.float32)
         self.set_cell_anchors(dtype, one.device)
-        steps = [[torch.tensor(stride, device=one.device)] * 2 for stride in STRIDES]
-        levels = self.grid_anchors([[*x.shape[-2:]] for x in feature_maps], steps)
+        levels = self.grid_anchors([[*x.shape[-2:]] for x in feature_maps], [[step] * 2 for step in STRIDES])
         return [torch.cat(levels)] * len(image_list.image_sizes)
