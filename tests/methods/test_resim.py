@@ -94,12 +94,14 @@ def see_through(method: Any, levels: Sequence[str]) -> Any:
     return method
 
 
+@pytest.mark.parametrize("size", [96, 128])
 @pytest.mark.parametrize("pool", ["precise", "align"])
-def test_trap_22_windows_show_the_same_place(pool: str) -> None:
-    """Breaks when one view alone is mirrored, a window drifts, or pixel j is read at half a cell."""
+def test_trap_22_windows_show_the_same_place(pool: str, size: int) -> None:
+    """Breaks when one view alone is mirrored, a window drifts, is read in the pixels of the other view, or pixel j
+    at half a cell."""
     method = see_through(small(TinyEncoder(6), windows=C4, pool=pool, width=3), ["c4"])
     flip = torch.tensor([False, True, True, True])
-    views = tuple(ramp_view(torch.tensor(c), flip) for c in (ONE, TWO))
+    views = tuple(ramp_view(torch.tensor(c), flip, s) for c, s in ((ONE, 96), (TWO, size)))
     batch = Batch(views, torch.arange(4), {"shuffle": rand(4, seed=1)})
     regions = method.pairs(batch)[0].regions
     method(batch)

@@ -39,7 +39,7 @@ from boxwise.nn.shuffle import Shuffle, groups
 from boxwise.nn.teacher import Teacher
 from boxwise.shapes import Scalar
 
-Maps = Float[Tensor, "B C h w"]
+Maps = Float[Tensor, "B C _h _w"]
 
 
 @settings
@@ -105,27 +105,31 @@ class ReSim(Method):
         return [Pair(0, 1, w.between(*batch.views)) for w in self.config.windows]
 
     def losses(self, batch: Batch) -> dict[str, Scalar]:
-        c, (one, two) = self.config, batch.views
-        query = self.student(one)
-        key = Shuffle(batch.draws["shuffle"])(self.teacher, two)  # vectors and maps, back in their order
+        c, views = self.config, batch.views
+        query = self.student(views[0])
+        key = Shuffle(batch.draws["shuffle"])(self.teacher, views[1])  # vectors and maps, back in their order
         image = info_nce(query["image"], key["image"], self.queue.keys, temperature=c.temperature)
         self.queue.push(key["image"])
         losses = {"image": image}
         for w, pair in zip(c.windows, self.pairs(batch), strict=True):
-            losses[w.level] = self._contrast(w, query[w.level], key[w.level], pair.regions, two)
+            losses[w.level] = self._contrast(w, query[w.level], key[w.level], pair.regions, views)
         return losses
 
-    def _contrast(self, w: Windows, query: Maps, key: Maps, regions: Regions, view: View) -> Scalar:
+    def _contrast(
+        self, w: Windows, query: Maps, key: Maps, regions: Regions, views: tuple[View, ...]
+    ) -> Scalar:
         """Each window's own place in the key's map against the cells of that map, group by group."""
-        pool, size = window_pool(self.config.pool, w.level), (view.width, view.height)
+        pool, seen = window_pool(self.config.pool, w.level), views[1]
         here, there = (
-            pool({w.level: x}, boxes, *size).flatten(1).unflatten(0, regions.a.shape[:2])
-            for x, boxes in ((query, regions.a), (key, regions.b))
+            pool({w.level: x}, boxes, view.width, view.height).flatten(1).unflatten(0, boxes.shape[:2])
+            for x, boxes, view in zip((query, key), (regions.a, regions.b), views, strict=True)
         )  # (B, R, C)
         self.watch(here.flatten(0, 1), there.flatten(0, 1), regions.keep)
         weight = row_weight(regions.keep).view(regions.a.shape[:2])
         cells = unit(means(key))
-        overlap = touched(regions.b, key.shape[-2:], size) if self.config.mask_self_overlap else None
+        overlap = None
+        if self.config.mask_self_overlap:
+            overlap = touched(regions.b, key.shape[-2:], (seen.width, seen.height))
         everyone = gather(cells) if w.negatives == "all" else cells
         total = weight.new_zeros(())
         for some in parts(len(cells), groups(len(cells)) if w.negatives == "group" else 1):

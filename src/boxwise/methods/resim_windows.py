@@ -42,7 +42,9 @@ class Windows:
 
 
 C4 = (Windows(level="c4"),)
+"""Of ReSim-C4."""
 FPN = (Windows(level="p4"), Windows(level="p3", size=32, stride=24, negatives="group"))
+"""Of ReSim-FPN: p3 has too many cells to be sent to all ranks."""
 
 
 def window_pool(kind: PoolKind, level: str) -> Pool:
