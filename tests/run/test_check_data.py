@@ -114,7 +114,7 @@ def test_bad_files_are_counted_and_named(tmp_path: Path) -> None:
 
 
 def test_all_decodes_what_a_sample_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("boxwise.run.check_data.SAMPLE", 1)
+    monkeypatch.setattr("boxwise.run.check_images.SAMPLE", 1)
     coco_set(tmp_path)
     file = tmp_path / "train2017/train1.png"
     file.write_bytes(file.read_bytes()[:-40])
@@ -182,3 +182,34 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "data chekc: no such command, did you mean data check?" in capsys.readouterr().err
     assert main(["--help"]) == 0
     assert "data check" in capsys.readouterr().out
+
+
+def test_images_without_labels_are_looked_at_as_a_pretraining_reads_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when a folder that `boxwise pretrain` takes is called wrong for want of labels."""
+    for k in range(30):
+        picture(tmp_path / ("deep" if k % 2 else ".") / f"{k}.PNG", 200 + k, 150)
+    (tmp_path / "deep/cut.jpg").write_bytes(b"")
+    assert main(["data", "check", str(tmp_path), "--all"]) == 0
+    told = part(Checked(capsys.readouterr().out, ()), "images")
+    assert told["images"] == "31 in 2 folders" and told["formats"] == "30 .png, 1 .jpg"
+    assert told["sizes"] == "200 x 150 to 229 x 150; half of the shorter sides are below 150"
+    assert told["bad files"] == "1 (pixels of 31 read)"
+    found = check(tmp_path, every=True)
+    assert "trains on 31 images" in found.text and "1 of 31 images cannot be read" in found.text
+    (tmp_path / "more.jpg").write_bytes(b"no image")
+    assert main(["data", "check", str(tmp_path), "--all"]) == 1
+    assert "remove them: a run stops above 5%" in capsys.readouterr().out
+
+
+def test_small_images_and_empty_folders_are_told(tmp_path: Path) -> None:
+    """Breaks when a newcomer with thumbnails learns of it after a night, or a folder of nothing passes."""
+    (tmp_path / "none").mkdir()
+    assert "no images" in check(tmp_path / "none").problems[0]
+    picture(tmp_path / "few/a.png", 90, 40)
+    picture(tmp_path / "few/b.png", 40, 90)
+    found = check(tmp_path / "few")
+    assert not found.problems and "pass --image-size" in found.text
+    (tmp_path / "list.txt").write_text("few/a.png\n")
+    assert "trains on 1 image\n" in check(tmp_path / "list.txt").text

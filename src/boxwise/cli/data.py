@@ -79,13 +79,13 @@ class CheckProposals(Verb):
 
 @dataclasses.dataclass(kw_only=True)
 class CheckData(Verb):
-    """Look at labelled images before a run: layout, counts, bad files, what will be used, and what to mend.
+    """Look at images before a run: layout, counts, bad files, what will be used, and what to mend.
 
     The exit code is 1 where a problem was found.
     """
 
     data: Positional[Annotated[str, arg(metavar="PATH")]]
-    """A COCO, LVIS, VOC or Cityscapes root, a YOLO data.yaml, or a COCO json with --images."""
+    """A COCO, LVIS, VOC or Cityscapes root, a YOLO data.yaml, a COCO json with --images; or images without labels."""
     images: Place = None
     """The folder that the file names of a COCO json start from."""
     val: Place = None

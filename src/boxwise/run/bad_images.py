@@ -10,6 +10,8 @@ from boxwise.data.loader import Bad, Load, Tally
 from boxwise.engine.folder import RunFolder
 
 NAME = "bad_images.txt"
+LIMIT = 0.05
+"""The share of bad images above which a run stops."""
 
 
 @runtime_checkable
@@ -32,7 +34,7 @@ class BadImages:
         folder: RunFolder,
         images: Named,
         *,
-        limit: float = 0.05,
+        limit: float = LIMIT,
         then: str = "another image takes its place",
     ) -> None:
         """`limit` is the share of bad images that ends a run; `then` says what becomes of one."""

@@ -1,10 +1,10 @@
-"""A look at labelled images before a run: what was found, what is bad, what will be used, and how to mend the rest."""
+"""A look at images before a run: what was found, what is bad, what will be used, and how to mend the rest."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from boxwise.data.coco import DENSE, Category
 from boxwise.data.decode import BadImage, decode
-from boxwise.data.formats.layouts import find_source
+from boxwise.data.formats.layouts import find_source, holds_labels
 from boxwise.data.targets import Labelled, open_labelled
+from boxwise.run.check_images import WIDTH, Findings, check_images, line, sampled
 from boxwise.run.check_labels import counted, doubled, outlined
 from boxwise.run.preflight import counts, doubts, misplaced, some
 
@@ -27,12 +28,8 @@ NAMES = {
     "yolo": "YOLO",
 }
 POINTS = {"keypoints": "keypoints", "densepose": DENSE}
-SAMPLE = 100
-"""Pictures that are decoded unless all are asked for."""
 SMALL, LARGE = 32.0**2, 96.0**2
 """COCO's bounds of areas, in square pixels."""
-WIDTH = 14
-"""Of the column of words."""
 CATEGORIES = 20
 """Categories that are listed; of more, the most and the least frequent."""
 
@@ -46,18 +43,16 @@ class Checked:
     """What a run would stop at or be spoilt by, each with its mend."""
 
 
-@dataclass(slots=True)
-class _Findings:
-    lines: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
 def check(
     data: str | Path, *, images: Path | None = None, val: Path | None = None, every: bool = False
 ) -> Checked:
-    """Reads labels and heads of all files, and pixels of `SAMPLE` files a split or, with `every`, of all."""
-    data, found, opened = Path(data), _Findings(), dict[str, Labelled]()
+    """Reads labels and heads of all files, and pixels of some files a split or, with `every`, of all.
+
+    A folder or a list of images without labels is looked at as what a pretraining would read.
+    """
+    data, found, opened = Path(data), Findings(), dict[str, Labelled]()
+    if images is None and val is None and data.exists() and not holds_labels(data):
+        return _checked(check_images(data, every=every))
     categories: tuple[Category, ...] | None = None
     alone = data.suffix.lower() == ".json" and val is None
     for split in SPLITS[:1] if alone else SPLITS:
@@ -74,6 +69,10 @@ def check(
     if len(opened) == len(SPLITS):
         found.notes += doubts(opened["train"], opened["val"])
     found.lines += _used(opened, alone=alone)
+    return _checked(found)
+
+
+def _checked(found: Findings) -> Checked:
     return Checked("\n".join([*found.lines, *_closing(found)]), tuple(dict.fromkeys(found.problems)))
 
 
@@ -87,7 +86,7 @@ def _at_once(data: Path, given: dict[str, Any]) -> tuple[str, ...]:
         return ()
 
 
-def _open(data: Path, found: _Findings, *, extras: tuple[str, ...], **given: Any) -> Labelled | None:
+def _open(data: Path, found: Findings, *, extras: tuple[str, ...], **given: Any) -> Labelled | None:
     """One split; what is wrong goes to problems, what is mended on the way to notes."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -104,15 +103,15 @@ def _told(labelled: Labelled) -> Iterator[str]:
     """Images, boxes, sizes and categories."""
     table = labelled.table
     held = np.diff(table.first)
-    yield _line("images", f"{len(labelled)}, {int((held == 0).sum())} without boxes")
+    yield line("images", f"{len(labelled)}, {int((held == 0).sum())} without boxes")
     difficult = sum(text == "1" for text in table.extras.get("difficult", ()))
-    yield _line("boxes", f"{len(table.boxes)}, {int(table.crowd.sum())} crowds, {difficult} difficult")
+    yield line("boxes", f"{len(table.boxes)}, {int(table.crowd.sum())} crowds, {difficult} difficult")
     bins = np.digitize(table.areas[~table.crowd], [SMALL, LARGE])
     small, medium, large = np.bincount(bins, minlength=3).tolist()
-    yield _line("sizes", f"{small} small (below 32 x 32), {medium} medium, {large} large (from 96 x 96)")
+    yield line("sizes", f"{small} small (below 32 x 32), {medium} medium, {large} large (from 96 x 96)")
     boxes = counts(labelled)
     empty = int((boxes == 0).sum())
-    yield _line("categories", f"{len(boxes)}, {empty} without a box")
+    yield line("categories", f"{len(boxes)}, {empty} without a box")
     yield from _listed(labelled.categories, boxes)
 
 
@@ -127,29 +126,27 @@ def _listed(categories: tuple[Category, ...], boxes: NDArray[np.int64]) -> Itera
             yield f"{'':<{WIDTH}}{boxes[k]:>8}  {categories[k].id} {categories[k].name}"
 
 
-def _extras(data: Path, labelled: Labelled, given: dict[str, Any], found: _Findings) -> Iterator[str]:
+def _extras(data: Path, labelled: Labelled, given: dict[str, Any], found: Findings) -> Iterator[str]:
     """What there is beside boxes: masks, keypoints, DensePose, classes of pixels."""
     table = labelled.table
     masks = outlined(table.extras["segmentation"])
-    yield _line("masks", f"{masks} of {len(table.boxes)} boxes" if masks else "none")
+    yield line("masks", f"{masks} of {len(table.boxes)} boxes" if masks else "none")
     for what, name in POINTS.items():
         other = labelled if name in table.extras else _open(data, found, **given, extras=(name,))
         if other is None:
-            yield _line(what, "labels that cannot be used, see below")
+            yield line(what, "labels that cannot be used, see below")
             continue
         held, points = counted(other.table.extras[name], name)
         where = "" if other.table.file == table.file else f", in {other.table.file.name}"
-        yield _line(
+        yield line(
             what, f"{held} of {len(other.table.boxes)} boxes, {points} points{where}" if held else "none"
         )
     stated = labelled.format == "cityscapes"
     pixels = "stated" if stated else "from masks" if masks else "none"
-    yield _line(
-        "semantic", f"{pixels}, {len(labelled.semantic_names)} classes" if stated or masks else pixels
-    )
+    yield line("semantic", f"{pixels}, {len(labelled.semantic_names)} classes" if stated or masks else pixels)
 
 
-def _files(labelled: Labelled, every: bool, found: _Findings) -> Iterator[str]:
+def _files(labelled: Labelled, every: bool, found: Findings) -> Iterator[str]:
     """Heads of all files, and pixels of some or all."""
     bad: dict[str, str] = {}
     for index in range(len(labelled)):
@@ -157,17 +154,15 @@ def _files(labelled: Labelled, every: bool, found: _Findings) -> Iterator[str]:
             labelled.turn(index)
         except BadImage as error:
             bad[labelled.name(index)] = str(error)
-    total = len(labelled)
-    count = total if every else min(SAMPLE, total)
-    for index in sorted({k * total // count for k in range(count)} if count else ()):
+    total, rows = len(labelled), sampled(len(labelled), every=every)
+    for index in rows:
         try:
             decode(labelled.path(index), max_value=labelled.max_value)
         except BadImage as error:
             bad.setdefault(labelled.name(index), str(error))
-    tried = f"heads of {total} and pixels of {count} read" + (
-        "" if every or count == total else "; --all reads all"
-    )
-    yield _line("bad files", f"{len(bad)} ({tried})")
+    more = "" if len(rows) == total else "; --all reads all"
+    tried = f"heads of {total} and pixels of {len(rows)} read{more}"
+    yield line("bad files", f"{len(bad)} ({tried})")
     if bad:
         found.problems.append(
             f"{labelled.table.file}: {len(bad)} bad image files: {some([*bad.values()])}; mend or remove them, or "
@@ -178,22 +173,18 @@ def _files(labelled: Labelled, every: bool, found: _Findings) -> Iterator[str]:
 def _used(opened: dict[str, Labelled], *, alone: bool) -> Iterator[str]:
     """What `boxwise finetune` would do with it."""
     if alone and opened:
-        yield _line("finetune", "needs --val FILE.json, images to measure on", at="")
+        yield line("finetune", "needs --val FILE.json, images to measure on", at="")
     elif len(opened) == len(SPLITS):
         train, val = opened["train"], opened["val"]
         rules = {"lvis": "LVIS's", "cityscapes": "Cityscapes'"}.get(train.format, "COCO's")
         more = "; VOC's rules with --measure.metric voc" if train.format == "voc" else ""
         text = f"trains on {len(train)} images, measures on {len(val)} by {rules} rules{more}"
-        yield _line("finetune", text, at="")
+        yield line("finetune", text, at="")
 
 
-def _closing(found: _Findings) -> Iterator[str]:
+def _closing(found: Findings) -> Iterator[str]:
     for what, told in (("notes", found.notes), ("problems", found.problems)):
         once = [*dict.fromkeys(told)]
-        yield _line(what, str(len(once)) if once else "none", at="")
+        yield line(what, str(len(once)) if once else "none", at="")
         for one in once:
             yield "  - " + one.replace("\n", "\n    ")
-
-
-def _line(what: str, told: Any, *, at: str = "  ") -> str:
-    return f"{at}{what:<{WIDTH - len(at)}}{told}"

@@ -52,6 +52,16 @@ def find_source(
     return found
 
 
+def holds_labels(data: Path) -> bool:
+    """Whether `data` is meant to hold labels, if not whole ones; a folder of images or a list file is not."""
+    if not data.is_dir() and data.suffix.lower() != ".txt":
+        return True
+    try:
+        return any(_root(data, split, ()) is not None for split in ("train", "val"))
+    except ValueError:  # of a layout that lacks a part
+        return True
+
+
 def _json(file: Path, images: Path | str | None) -> Source:
     if file.name.startswith("lvis_"):
         folder = lvis.lvis_images(file) if images is None else image_folder(file, images)
