@@ -1,4 +1,4 @@
-"""A labelled set on disk, as COCO writes it."""
+"""A labelled set on disk, as COCO writes it, and families of detectors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from boxwise.data.targets import Labelled, open_labelled
+from boxwise.transfer.detectors.one_stage import OneStage
+from one_stages import FAMILIES
 
 SIZES = ((90, 120), (128, 128), (64, 200), (150, 70), (128, 96), (31, 40))
 CATEGORIES = ({"id": 3, "name": "green"}, {"id": 7, "name": "red"})
@@ -47,3 +49,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
     file = root / "boxes.json"
     file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": CATEGORIES}))
     return open_labelled(file, split="train", images=root)
+
+
+@pytest.fixture(params=[*FAMILIES])
+def family(request: pytest.FixtureRequest) -> type[OneStage]:
+    """RetinaNet, then FCOS."""
+    return FAMILIES[request.param]  # type: ignore[no-any-return]
