@@ -319,7 +319,7 @@ def test_a_jpeg_bomb_is_refused(tmp_path: Path) -> None:
 def test_huge_photos_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks when PIL's limits, made for web servers, refuse a large photo, or warn of it."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    monkeypatch.setattr(module, "PLAIN_PIXELS", 10)
+    monkeypatch.setattr("boxwise.data.limits.PLAIN_PIXELS", 10)
     for name in ("a.png", "a.jpg", "b.tif"):
         path = photo(tmp_path / name, 64, 48)
         assert decode(path).shape == (3, 48, 64)

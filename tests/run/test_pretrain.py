@@ -26,7 +26,7 @@ from boxwise.recipes.pretrain import METHODS, OURS, PUBLISHED
 from boxwise.run import pretrain as verb
 from boxwise.run.encoder import load_encoder
 from boxwise.run.find import pretrain_recipe
-from boxwise.run.memory import SLACK, blank_batch, fixed, kept_per_image
+from boxwise.run.memory import SLACK, blank_batch, fixed, kept_per_image, room
 from boxwise.run.pretrain import pretrain, run_recipe
 from boxwise.strict import load_yaml
 
@@ -200,7 +200,7 @@ def test_too_little_memory_names_a_batch_that_fits(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = {"bytes": 1}
-    monkeypatch.setattr(verb, "free_memory", lambda device, ranks=1: free["bytes"])
+    monkeypatch.setattr("boxwise.run.memory.free_memory", lambda device, ranks=1: free["bytes"])
     recipe = pretrain_recipe("scrl_r50_200ep", settings=settings("scrl_r50_200ep", batch_size=12)).recipe
     with pytest.raises(ValueError, match="needs more memory than there is: choose a smaller backbone"):
         pretrain("scrl_r50_200ep", images, tmp_path / "run", settings=settings("scrl", batch_size=12))
@@ -208,7 +208,7 @@ def test_too_little_memory_names_a_batch_that_fits(
     batch = blank_batch(recipe.views, recipe.method.draws(), count=2)
     per_image = kept_per_image(method, batch, dtype=torch.float32) * SLACK
     free["bytes"] = int(fixed(method) + 6.5 * per_image)
-    fits = verb.room(recipe, method)
+    fits = room(recipe, method)
     assert fits == 6
     with pytest.raises(ValueError, match=f"--batch-size {fits},.* --accumulate"):
         pretrain("scrl_r50_200ep", images, tmp_path / "run", settings=settings("scrl", batch_size=12))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from torch import Tensor
 
+from boxwise.data.limits import no_limit, too_large
 from boxwise.data.orientation import UPRIGHT, upright_pixels
 from boxwise.data.sixteen import deep_values, to_eight_bits
 from boxwise.shapes import Picture
@@ -36,12 +36,6 @@ except (
 
 FORMATS = "JPEG, PNG, WebP, TIFF, BMP, GIF, PNM, JPEG 2000, AVIF"
 
-PLAIN_PIXELS = 2**27
-"""Up to here (134 million) every picture is decoded."""
-MOST_PIXELS = 2**29
-"""Up to here (537 million) a picture is decoded if its file is as large as a photo's would be."""
-PIXELS_PER_BYTE = 100
-"""A photo keeps 2 to 20 pixels in a byte, a decompression bomb thousands."""
 MOST_BYTES = 2**32
 
 ORIENTATION = 0x0112
@@ -189,35 +183,9 @@ def _open(data: bytearray) -> ImageFile:
     return Image.open(io.BytesIO(data))
 
 
-class _NoLimit:
-    """PIL's own limit, a global, warns of large photos and refuses the largest: `_check_size` replaces it."""
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._limit = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                Image.MAX_IMAGE_PIXELS = self._limit
-
-
-_no_limit = _NoLimit()
-
-
 def _check_size(path: Path | str, width: int, height: int, length: int) -> None:
-    pixels = width * height
-    if pixels > MOST_PIXELS:
-        reason = f"{width} x {height} pixels, more than the {MOST_PIXELS} that are decoded: cut it into tiles"
+    if reason := too_large(width, height, length):
         raise BadImage(path, reason)
-    if pixels > max(PLAIN_PIXELS, length * PIXELS_PER_BYTE):
-        raise BadImage(path, f"a decompression bomb, no photo: {width} x {height} pixels in {length} bytes")
 
 
 def _stored_size(image: ImageFile) -> tuple[int, int]:
@@ -243,7 +211,7 @@ def _orientation(image: ImageFile, data: bytearray) -> int:
 def _refusing(path: Path | str) -> Iterator[None]:
     """Decoders meet damaged bytes with every exception there is; each means that there is no picture."""
     try:
-        with _no_limit:
+        with no_limit:
             yield
     except (BadImage, Warning):
         raise

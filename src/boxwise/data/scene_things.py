@@ -12,90 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from boxwise.data.scene_paint import Dice, Field, Grid, apart, cloth, colour, mix, turn
-
-F = np.float32
-
-
-class Canvas:
-    """One thing being painted: its grid, three cloths (body, second, accent) and a line colour."""
-
-    def __init__(self, grid: Grid, dice: Dice) -> None:
-        self.grid, self.dice = grid, dice
-        base = colour(dice)
-        other, accent = apart(dice, base, 0.25), apart(dice, base, 0.35)
-        self.body = cloth(
-            grid,
-            dice,
-            base,
-            mix(base, other, F(dice.between(0.3, 0.8))),
-            scale=dice.between(1.5, 4.0),
-            plain=0.6,
-        )
-        self.second = cloth(
-            grid, dice, other, mix(other, base, F(0.5)), scale=dice.between(2.0, 5.0), plain=0.6
-        )
-        self.accent = np.broadcast_to(accent, self.body.shape)
-        self.line = base * F(0.25) + F(0.0 if dice.chance(0.75) else 0.75)
-        self.rgb = self.body
-
-    def paint(self, distance: Field, ink: Field) -> None:
-        self.rgb = mix(self.rgb, ink, self.grid.cover(distance))
-
-    # Signed distances, negative inside, in units of the thing.
-
-    def disc(self, x: float, y: float, r: float) -> Field:
-        u, v = self.grid.u - F(x), self.grid.v - F(y)
-        return np.sqrt(u * u + v * v) - F(r)
-
-    def discs(self, centres: list[tuple[float, float]], r: float) -> Field:
-        """The union of equal discs."""
-        squares = [(self.grid.u - F(x)) ** 2 + (self.grid.v - F(y)) ** 2 for x, y in centres]
-        return np.sqrt(np.minimum.reduce(squares)) - F(r)
-
-    def oval(self, x: float, y: float, a: float, b: float) -> Field:
-        """An ellipse; the distance is good to first order near the edge."""
-        u, v = (self.grid.u - F(x)) / F(a), (self.grid.v - F(y)) / F(b)
-        length = np.sqrt(u * u + v * v)
-        slope = np.sqrt((u / F(a)) ** 2 + (v / F(b)) ** 2) + F(1e-6)
-        return length * (length - F(1.0)) / slope
-
-    def box(self, x: float, y: float, a: float, b: float, corner: float = 0.0) -> Field:
-        """A rectangle of half sides a, b, its corners rounded if told."""
-        u, v = np.abs(self.grid.u - F(x)) - F(a - corner), np.abs(self.grid.v - F(y)) - F(b - corner)
-        if not corner:
-            return np.maximum(u, v)
-        out = np.sqrt(np.maximum(u, 0) ** 2 + np.maximum(v, 0) ** 2)
-        return out + np.minimum(np.maximum(u, v), 0) - F(corner)
-
-    def polygon(self, *points: tuple[float, float]) -> Field:
-        """A convex polygon whose points run clockwise on the screen."""
-        edges = []
-        for (x, y), (p, q) in zip(points, (*points[1:], points[0]), strict=True):
-            n = math.hypot(p - x, q - y)
-            a, b = (q - y) / n, (x - p) / n
-            edges.append(self.grid.u * F(a) + self.grid.v * F(b) - F(a * x + b * y))
-        return np.maximum.reduce(edges)
-
-    def bars(self, angles: list[float], half_width: float) -> Field:
-        """Endless bars through the middle."""
-        across = [np.abs(self.grid.v * F(c) - self.grid.u * F(s)) for c, s in map(turn, angles)]
-        return np.minimum.reduce(across) - F(half_width)
-
-    def segment(self, x: float, y: float, p: float, q: float, half_width: float) -> Field:
-        """A bar with round ends from (x, y) to (p, q)."""
-        u, v, a, b = self.grid.u - F(x), self.grid.v - F(y), F(p - x), F(q - y)
-        t = np.clip((u * a + v * b) / (a * a + b * b), 0.0, 1.0)
-        return np.sqrt((u - a * t) ** 2 + (v - b * t) ** 2) - F(half_width)
-
-
-def _around(n: int, r: float, start: float = 0.0) -> list[tuple[float, float]]:
-    return [(r * c, r * s) for c, s in (turn(start + 2.0 * math.pi * k / n) for k in range(n))]
-
-
-def _ring(distance: Field, half_width: float) -> Field:
-    return np.abs(distance) - F(half_width)
-
+from boxwise.data.scene_canvas import Canvas, F, around, rim
+from boxwise.data.scene_paint import Dice, Field, Grid, turn
 
 # Each paints on the canvas and returns the outline.
 
@@ -107,7 +25,7 @@ def wheel(c: Canvas) -> Field:
     inner = c.disc(0, 0, 1 - tyre)
     spokes = c.bars([math.pi * k / n for k in range(n)], c.dice.between(0.05, 0.085))
     c.paint(inner, c.second)
-    c.paint(_ring(inner, 0.035), c.line)
+    c.paint(rim(inner, 0.035), c.line)
     c.paint(hub, c.accent)
     c.paint(c.disc(0, 0, 0.07), c.line)
     return np.maximum(outer, np.minimum(np.minimum(-inner, hub), spokes))
@@ -118,8 +36,8 @@ def gear(c: Canvas) -> Field:
     n, root = c.dice.whole(4, 6), c.dice.between(0.72, 0.8)
     teeth = np.maximum(c.bars([math.pi * k / n for k in range(n)], 1.6 * root / (2 * n)), c.disc(0, 0, 1))
     hole = c.dice.between(0.2, 0.3)
-    c.paint(_ring(c.disc(0, 0, hole + 0.05), 0.05), c.line)
-    c.paint(c.discs(_around(c.dice.whole(3, 5), (root + hole) / 2, 0.4), 0.1), c.accent)
+    c.paint(rim(c.disc(0, 0, hole + 0.05), 0.05), c.line)
+    c.paint(c.discs(around(c.dice.whole(3, 5), (root + hole) / 2, 0.4), 0.1), c.accent)
     return np.maximum(np.minimum(c.disc(0, 0, root), teeth), -c.disc(0, 0, hole))
 
 
@@ -127,12 +45,12 @@ def flower(c: Canvas) -> Field:
     """Round petals about a dotted eye."""
     n = c.dice.whole(5, 7)
     r = {5: 0.4, 6: 0.36, 7: 0.31}[n]
-    petals = c.discs(_around(n, 1 - r), r)
+    petals = c.discs(around(n, 1 - r), r)
     eye = c.disc(0, 0, c.dice.between(0.3, 0.38))
-    c.paint(c.discs(_around(n, 0.62), 0.09), c.second)
-    c.paint(_ring(petals, 0.03), c.line)
+    c.paint(c.discs(around(n, 0.62), 0.09), c.second)
+    c.paint(rim(petals, 0.03), c.line)
     c.paint(eye, c.accent)
-    c.paint(c.discs([(0.0, 0.0), *_around(5, 0.2)], 0.055), c.line)
+    c.paint(c.discs([(0.0, 0.0), *around(5, 0.2)], 0.055), c.line)
     return np.minimum(np.minimum(petals, c.disc(0, 0, 0.55)), eye)
 
 
@@ -162,7 +80,7 @@ def fish(c: Canvas) -> Field:
     fin = c.polygon((-0.2, -tall - 0.22), (0.45, -tall * 0.8), (0.1, 0.0), (-0.2, -tall * 0.6))
     c.paint(np.minimum(tail, fin), c.second)
     c.paint(body, c.body)
-    c.paint(np.maximum(_ring(c.disc(0.85, 0, 0.42), 0.035), body), c.line)
+    c.paint(np.maximum(rim(c.disc(0.85, 0, 0.42), 0.035), body), c.line)
     c.paint(c.polygon((-0.1, 0.05), (0.2, 0.1), (-0.05, 0.3)), c.second)
     c.paint(c.disc(0.68, -0.1, 0.12), c.accent)
     c.paint(c.disc(0.7, -0.1, 0.055), c.line)
@@ -178,7 +96,7 @@ def house(c: Canvas) -> Field:
     chimney = c.box(side * 0.38, -0.6, 0.1, 0.25)
     c.paint(chimney, c.accent)
     c.paint(roof, c.second)
-    c.paint(_ring(roof, 0.025), c.line)
+    c.paint(rim(roof, 0.025), c.line)
     door = c.box(side * -0.3, 0.5, 0.14, 0.24)
     c.paint(door, c.line)
     pane = c.box(side * 0.25, 0.35, 0.19, 0.17)
@@ -218,7 +136,7 @@ def key(c: Canvas) -> Field:
         [c.box(0.86 - 0.23 * k, thick + h / 2, 0.07, h / 2 + 0.02) for k, h in enumerate(lengths)]
     )
     collar = c.box(2 * bow - 0.9, 0, 0.07, thick + 0.08)
-    c.paint(_ring(hole, 0.05), c.line)
+    c.paint(rim(hole, 0.05), c.line)
     c.paint(collar, c.accent)
     c.paint(c.box(0.3, 0, 0.55, 0.025), c.line)
     return np.maximum(np.minimum(np.minimum(ring, shaft), np.minimum(teeth, collar)), -hole)
@@ -257,7 +175,7 @@ def junk(c: Canvas) -> Field:
     if shape == 2:
         return c.polygon((-a, -b), (a, -0.6 * b), (0.2 * a, b))
     if shape == 3:
-        return _ring(c.box(0, 0, 0.7 * a, 0.9 * b), 0.08)
+        return rim(c.box(0, 0, 0.7 * a, 0.9 * b), 0.08)
     return np.maximum(c.disc(0, 0, 0.8), -c.disc(0.3, 0.1, 0.75))
 
 
@@ -277,7 +195,7 @@ def paint(
     canvas = Canvas(grid, dice)
     outline = draw(canvas)
     if dice.chance(0.5):
-        canvas.paint(_ring(outline, dice.between(0.02, 0.05)), canvas.line)
+        canvas.paint(rim(outline, dice.between(0.02, 0.05)), canvas.line)
     half = outline.shape[0] // 2
     steps: Field = np.arange(-half, half + 1, dtype=F) * F(1.0 / half)
     shade = steps * F(light[0]) + steps[:, None] * F(light[1]) + F(1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache as kept
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from boxwise.data.kept import decode_all, decoded_bytes, held
-from boxwise.data.targets import Labelled
 from boxwise.engine.atomic import read_json, write_json, write_text
 from boxwise.engine.guard import Diverged
 from boxwise.engine.lock import NAME as BUSY
@@ -22,7 +21,7 @@ from boxwise.engine.progress import say
 from boxwise.engine.signals import ending_on_term
 from boxwise.run.compare_arms import open_arms, refuse_misfits
 from boxwise.run.compare_lock import LOCK, joined, lock_of, text_of
-from boxwise.run.compare_plan import Cell, cells, open_shares
+from boxwise.run.compare_plan import Cell, Plan, cells, open_shares
 from boxwise.run.compare_results import CURVE, ap_by_iou, collect
 from boxwise.run.detector_run import run_transfer
 from boxwise.run.find import transfer_recipe
@@ -35,21 +34,6 @@ RESULTS, PAGE = "results.json", "compare.html"
 OWN = (LOCK, RESULTS, PAGE, "runs")
 """What a comparison leaves in its folder."""
 GIB = 2**30
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Plan:
-    """All that a comparison will do."""
-
-    cells: list[Cell]
-    source: str
-    lock: dict[str, Any]
-    train: Labelled
-    test: Labelled
-
-    @property
-    def open(self) -> list[Cell]:
-        return [cell for cell in self.cells if cell.state == "open"]
 
 
 def compare(
@@ -92,7 +76,7 @@ def compare(
     )
     lock = text_of(plan.lock if overwrite else joined(out, plan.lock))
     if dry_run:
-        print(lock + _listing(plan, fresh=overwrite))
+        print(lock + plan.listing(fresh=overwrite))
         return out
     out.mkdir(parents=True, exist_ok=True)
     busy = Lock(out)
@@ -242,16 +226,3 @@ def _time_left(done: int, left: int, began: float) -> str:
         if seconds >= 2 * size:
             return f"; about {seconds / size:.1f} {unit} left"
     return f"; about {seconds:.0f} s left"
-
-
-def _listing(plan: Plan, *, fresh: bool) -> str:
-    """The runs as comments of YAML, so that all of a dry run is a file that can be read."""
-    lines = [
-        f"# {i:>3}  {cell}: {cell.share.images} images, {cell.share.steps} steps"
-        + ("" if fresh or cell.state == "open" else f" ({cell.state})")
-        for i, cell in enumerate(plan.cells, start=1)
-    ]
-    ahead = plan.cells if fresh else plan.open
-    steps = sum(cell.share.steps for cell in ahead)
-    pixels = steps * plan.cells[0].recipe.run.batch_size
-    return "\n".join(["# runs", *lines, f"# to do: {len(ahead)} runs, {steps} steps, {pixels} images"])

@@ -71,6 +71,33 @@ class Cell:
         return f"{self.arm.name}, {part}, seed {self.seed}"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """All that a comparison will do."""
+
+    cells: list[Cell]
+    source: str
+    lock: dict[str, Any]
+    train: Labelled
+    test: Labelled
+
+    @property
+    def open(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.state == "open"]
+
+    def listing(self, *, fresh: bool) -> str:
+        """The runs as comments of YAML, so that all of a dry run is a file that can be read; `fresh`: none is kept."""
+        lines = [
+            f"# {i:>3}  {cell}: {cell.share.images} images, {cell.share.steps} steps"
+            + ("" if fresh or cell.state == "open" else f" ({cell.state})")
+            for i, cell in enumerate(self.cells, start=1)
+        ]
+        ahead = self.cells if fresh else self.open
+        steps = sum(cell.share.steps for cell in ahead)
+        pixels = steps * self.cells[0].recipe.run.batch_size
+        return "\n".join(["# runs", *lines, f"# to do: {len(ahead)} runs, {steps} steps, {pixels} images"])
+
+
 def open_shares(
     labels: Sequence[float | int],
     seeds: Sequence[int],

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from boxwise.data.cut import ViewSpec
 from boxwise.data.objects import Objects, known_per_view
+from boxwise.engine.device import device_of, dtype_of
 from boxwise.geometry.views import Batch, View
+from boxwise.methods.base import Method
+from boxwise.recipes.recipe import Recipe
 
 SLACK = 1.25
 """Workspaces and fragmentation on top of what autograd keeps."""
@@ -99,3 +102,24 @@ def free_memory(device: torch.device, *, ranks: int = 1) -> int:
         used = Path("/sys/fs/cgroup/memory.current")
         free = min(free, int(text) - (int(used.read_text()) if ranks == 1 and used.exists() else 0))
     return free // ranks
+
+
+def room(recipe: Recipe, method: Method) -> int:
+    """Images that one device can train on at a time."""
+    device = device_of(recipe.run.device)
+    batch = blank_batch(recipe.views, recipe.method.draws(), count=2, objects=recipe.method.objects)
+    dtype, ranks = dtype_of(recipe.run.precision, device), recipe.run.devices
+    return largest_batch(method, batch, dtype=dtype, free=free_memory(device, ranks=ranks))
+
+
+def check_memory(recipe: Recipe, method: Method) -> None:
+    """Raises ValueError with a batch size that fits, before the device is filled."""
+    run = recipe.run
+    parts = run.accumulate * run.devices * run.nodes
+    fits = room(recipe, method)
+    if run.batch_size // parts > fits:
+        mend = f"pass --batch-size {fits * parts}" if fits >= 2 else "choose a smaller backbone or image size"
+        raise ValueError(
+            f"a batch of {run.batch_size // parts} images a device needs more memory than there is: {mend}, "
+            "or split each step with --accumulate"
+        )

@@ -17,7 +17,7 @@ from boxwise.data.sources import Files, Images, open_images
 from boxwise.engine.device import leads
 from boxwise.engine.folder import RunFolder
 from boxwise.engine.health import health
-from boxwise.engine.loop import device_of, dtype_of, fit
+from boxwise.engine.loop import device_of, fit
 from boxwise.geometry.views import Batch
 from boxwise.interop.files import Weights, load_weights, save_weights
 from boxwise.methods.base import Method
@@ -27,7 +27,7 @@ from boxwise.run.bad_images import BadImages
 from boxwise.run.draw import write_picture
 from boxwise.run.find import pretrain_recipe, saved, say
 from boxwise.run.fit import as_started, fitted
-from boxwise.run.memory import blank_batch, free_memory, largest_batch
+from boxwise.run.memory import check_memory, room
 from boxwise.run.objects import identity, run_proposals
 from boxwise.run.show import picture
 from boxwise.strict import dump_yaml, plain
@@ -132,7 +132,7 @@ def run_recipe(
     method = build(recipe)
     if init is not None:
         _start_from(load_weights(init), method)
-    _check_memory(recipe, method)
+    check_memory(recipe, method)
     proposer = run_proposals(recipe, source, out, proposals)
     with RunFolder.open(
         out,
@@ -203,27 +203,6 @@ def card(recipe: Recipe) -> dict[str, Any]:
         "method": recipe.method.name,
         "recipe": recipe.name,
     }
-
-
-def room(recipe: Recipe, method: Method) -> int:
-    """Images that one device can train on at a time."""
-    device = device_of(recipe.run.device)
-    batch = blank_batch(recipe.views, recipe.method.draws(), count=2, objects=recipe.method.objects)
-    dtype, ranks = dtype_of(recipe.run.precision, device), recipe.run.devices
-    return largest_batch(method, batch, dtype=dtype, free=free_memory(device, ranks=ranks))
-
-
-def _check_memory(recipe: Recipe, method: Method) -> None:
-    """Raises ValueError with a batch size that fits, before the device is filled."""
-    run = recipe.run
-    parts = run.accumulate * run.devices * run.nodes
-    fits = room(recipe, method)
-    if run.batch_size // parts > fits:
-        mend = f"pass --batch-size {fits * parts}" if fits >= 2 else "choose a smaller backbone or image size"
-        raise ValueError(
-            f"a batch of {run.batch_size // parts} images a device needs more memory than there is: {mend}, "
-            "or split each step with --accumulate"
-        )
 
 
 def _loads(

@@ -1,0 +1,81 @@
+"""The boxes of a COCO json as arrays: which of them can be used, clipped to their images, with areas and crowds."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boxwise.data.coco_files import Json
+from boxwise.data.problems import Problems
+
+FEW = 1000
+"""Empty boxes are left out while fewer than one annotation in so many has one: COCO's train2017 holds two."""
+XYWH = "a bbox is [x, y, width, height] in pixels"
+SLACK = 1.0
+"""Pixels that a box may reach over the edge, by rounding, before its being clipped is worth a warning."""
+
+
+def usable_boxes(
+    raw: Json, image_of: NDArray[np.int64], sizes: NDArray[np.int64], problems: Problems
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Rows whose boxes can be used, and xyxy boxes of all rows clipped to their images."""
+
+    def tell(row: np.intp) -> str:
+        annotation, image = raw["annotations"][row], raw["images"][image_of[row]]
+        return f"annotation {annotation.get('id', row)} of {image['file_name']} {annotation['bbox']}"
+
+    x, y, w, h = _numbers([a["bbox"] for a in raw["annotations"]]).T
+    boxes = np.stack([x, y, x + w, y + h], axis=1).astype(np.float32)
+    clipped = np.clip(boxes, 0, np.tile(sizes[image_of], 2).astype(np.float32))
+    wrong = ~np.isfinite(boxes).all(axis=1)
+    inverted = (w < 0) | (h < 0)
+    empty = ~wrong & ~inverted & _flat(boxes)
+    outside = ~wrong & ~inverted & ~empty & (image_of >= 0) & _flat(clipped)
+    fine = ~(wrong | inverted | empty | outside | (image_of < 0))
+    few = empty.sum() * FEW <= len(boxes)
+    for what, where, mend in (
+        ("boxes that are not four numbers", wrong, XYWH),
+        ("inverted boxes (negative width or height)", inverted, XYWH),
+        ("empty boxes (no width or no height)", empty & ~few, "remove or redraw them"),
+        ("boxes outside their image", outside, f"{XYWH} of an image as large as the json says"),
+    ):
+        for row in np.flatnonzero(where):
+            problems.add(what, tell(row), mend=mend)
+    over = fine & (np.abs(boxes - clipped).max(axis=1) > SLACK)
+    for done, where in (("left out as empty", empty & few), ("clipped, they reach over the edge", over)):
+        if where.any():
+            some = f"{where.sum()} of {len(boxes)} boxes, the first: {tell(np.flatnonzero(where)[0])}"
+            warnings.warn(f"{problems.path}: {done}: {some}", stacklevel=3)
+    return np.flatnonzero(~empty), clipped
+
+
+def _flat(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
+    return np.asarray((boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1]))
+
+
+def _numbers(listed: list[list[Any]]) -> NDArray[np.float64]:
+    """(m, 4), a row of NaN for whatever is not four numbers."""
+    try:
+        array = np.array(listed)
+    except ValueError:  # lists of unlike lengths
+        array = np.empty(0)
+    if array.shape == (len(listed), 4) and array.dtype.kind in "iuf":
+        return array.astype(np.float64)
+    good = [len(b) == 4 and all(type(value) in (int, float) for value in b) for b in listed]
+    rows = [b if ok else [math.nan] * 4 for b, ok in zip(listed, good, strict=True)]
+    return np.array(rows, dtype=np.float64)
+
+
+def areas_and_crowds(
+    annotations: list[Json], rows: NDArray[np.int64], boxes: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """A stated area is that of the outline; where none is stated, the box's counts."""
+    own = (boxes[rows, 2:] - boxes[rows, :2]).prod(axis=1)
+    stated = [annotations[row].get("area") for row in rows]
+    areas = [area if type(area) in (int, float) else box for area, box in zip(stated, own, strict=True)]
+    crowd = [bool(annotations[row].get("iscrowd")) for row in rows]
+    return np.array(areas, dtype=np.float32), np.array(crowd, dtype=np.bool_)
