@@ -20,6 +20,11 @@ from surfaces import write_people
         ("segmentation", [[4, 5, 14, 5, 14]], "5 numbers in a polygon"),
         ("segmentation", [4, 5, 14, 5, 14, 25], "neither polygons nor run lengths"),
         ("segmentation", {"counts": "abc"}, "run lengths without size or counts"),
+        (
+            "segmentation",
+            {"size": [15, 20], "counts": [300]},
+            r"run lengths of size \[15, 20\] in an image of \[30, 40\]",
+        ),
         ("keypoints", [1, 2, 2], "3 numbers, not 6 for 2 names"),
         ("keypoints", [1, 2, 2, 3, 4, 2, 9], "7 numbers, not 6 for 2 names"),
     ],
@@ -30,6 +35,7 @@ def test_outlines_and_keypoints(field: str, value: Any, said: str, tmp_path: Pat
     def good(content: Any) -> None:
         content["categories"][0]["keypoints"] = ["nose", "tail"]
         content["annotations"][0]["keypoints"] = [1, 2, 2, 3, 4, 2]
+        content["annotations"][2]["segmentation"] = {"size": [30, 40], "counts": [1200]}
 
     file = coco_set(tmp_path) / "annotations/instances_train2017.json"
     edit(file, good)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,8 @@ def check_readable(labelled: Labelled) -> None:
     """Raises ValueError that lists, with file and places, the values that cannot be read of the fields that were asked
     for; objects without one are none."""
     table, problems = labelled.table, Problems(labelled.table.file)
-    images = np.zeros(len(table.names), dtype=np.bool_)
-    images[labelled.index] = True
-    held = np.flatnonzero(np.repeat(images, np.diff(table.first))).tolist()
+    image_of = np.repeat(np.arange(len(table.names)), np.diff(table.first))
+    held = np.flatnonzero(np.isin(image_of, labelled.index)).tolist()
     names = len(keypoint_names(labelled.categories))
     for name, texts in table.extras.items():
         if name not in FIELDS:
@@ -37,28 +37,45 @@ def check_readable(labelled: Labelled) -> None:
         wrong, mend = FIELDS[name]
         for row in held:
             value = json.loads(texts[row])
-            if value is not None and (said := wrong(value, names)):
+            if value is None:
+                continue
+            width, height = table.sizes[image_of[row]].tolist()
+            if said := wrong(value, Known(names, [height, width])):
                 place = f"annotation {table.rows[row]} in the order of the json, {said}"
                 problems.add(f"{name} that cannot be read", place, mend=mend)
     problems.check()
 
 
-def _outline(value: Any, names: int) -> str:
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What values are held to."""
+
+    keypoints: int
+    """Names of keypoints in the categories."""
+    size: list[int]
+    """Height and width that the image is said to have."""
+
+
+def _outline(value: Any, known: Known) -> str:
     if isinstance(value, dict):
-        return "" if {"size", "counts"} <= value.keys() else "run lengths without size or counts"
+        if not {"size", "counts"} <= value.keys():
+            return "run lengths without size or counts"
+        same = value["size"] == known.size
+        return "" if same else f"run lengths of size {value['size']} in an image of {known.size}"
     if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
         return "neither polygons nor run lengths"
     return next((f"{len(polygon)} numbers in a polygon" for polygon in value if len(polygon) % 2), "")
 
 
-def _keypoints(value: Any, names: int) -> str:
+def _keypoints(value: Any, known: Known) -> str:
+    names = known.keypoints
     if not isinstance(value, list) or len(value) % 3 or (names and len(value) != 3 * names):
         wanted = f"not {3 * names} for {names} names" if names else "not 3 for each"
         return f"{len(value)} numbers, {wanted}"
     return ""
 
 
-def _surface(value: dict[str, Any], names: int) -> str:
+def _surface(value: dict[str, Any], known: Known) -> str:
     lists = {name: value.get(name) or [] for name in DENSE_LISTS}
     if len({len(values) for values in lists.values()}) > 1:
         return "lists of unlike lengths, " + ", ".join(f"{k} {len(v)}" for k, v in lists.items())
@@ -72,10 +89,10 @@ def _surface(value: dict[str, Any], names: int) -> str:
     return ""
 
 
-FIELDS: Mapping[str, tuple[Callable[[Any, int], str], str]] = {
+FIELDS: Mapping[str, tuple[Callable[[Any, Known], str], str]] = {
     "segmentation": (
         _outline,
-        "take polygons of x, y, x, y ..., or run lengths as a dict of size and counts",
+        "take polygons of x, y, x, y ..., or run lengths as a dict of counts and size, the image's height and width",
     ),
     "keypoints": (_keypoints, "give x, y and 0, 1 or 2 of every name that the categories list"),
     "dp": (
@@ -84,4 +101,4 @@ FIELDS: Mapping[str, tuple[Callable[[Any, int], str], str]] = {
         "one of each a point, and dp_masks, RLE of 256 x 256 or [] of 14 parts",
     ),
 }
-"""What says that a value is wrong, given how many keypoints the categories name, and the mend."""
+"""What says how a value is wrong, and the mend."""
