@@ -1,4 +1,4 @@
-"""What detectors of one stage share: a pyramid from p3 to p7, and a guess at every cell of it."""
+"""What detectors of one stage share: settings, and losses of a guess at every cell of a pyramid from p3 to p7."""
 
 from __future__ import annotations
 
