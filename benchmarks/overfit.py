@@ -155,7 +155,7 @@ def row(family: str, found: Mapping[str, Any]) -> str:
     figures = watched(found)
     told = ", ".join(f"{name} {value:.1f}" for name, value in figures.items())
     passed = "yes" if figures and min(figures.values()) > BAR else "no"
-    return f"| {family} | {told} | {passed} | {found['images']} | {found['seconds']:.0f} |"
+    return f"| {family} | {told} | {passed} | {found['images']} |"
 
 
 def page(found: Mapping[str, Mapping[str, Any]], *, steps: int, seed: int, size: int) -> str:
@@ -166,8 +166,8 @@ def page(found: Mapping[str, Mapping[str, Any]], *, steps: int, seed: int, size:
 {size} px, {steps} steps of {IMAGES} images, measured on the same images; {machine(DEVICE)},
 {torch.get_num_threads()} threads, torch {torch.__version__}.
 
-| family | figures | all above {BAR:g} | images | seconds |
-|---|---|---|---:|---:|
+| family | figures | all above {BAR:g} | images |
+|---|---|---|---:|
 {chr(10).join(row(family, one) for family, one in found.items())}
 
 Photos are those of the COCO sample; densepose_rcnn learns painted people, since labels of real ones are not at hand.
