@@ -315,3 +315,13 @@ def test_a_demo_replaces_nothing_but_a_demo(tmp_path: Path, capsys: pytest.Captu
     assert main(["demo", "--out", str(tmp_path), "--overwrite"]) == 1
     assert "no earlier demo (mine.jpg)" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.jpg"]
+
+
+@pytest.mark.parametrize("words", [["pretrain", "scrl"], ["finetune", "faster_rcnn_fpn"]])
+def test_an_unknown_backbone_is_told_before_data_is_touched(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when a misspelt backbone is found after all images were listed, or is called a failure."""
+    assert main([*words, "--data", "/nowhere", "--out", "o", "--backbone", "resnet19"]) == 2
+    said = capsys.readouterr().err
+    assert "unknown backbone 'resnet19'; nearest: resnet18" in said and "/nowhere" not in said

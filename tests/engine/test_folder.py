@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -151,3 +152,15 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         folder.log("hello"), folder.tell("hello"), folder.record(a=1), folder.write("config.yaml", "")
         assert not folder.writes
     assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_without_links_keeps_a_lock_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks when a run cannot begin on exFAT or a network drive, or when two runs share a folder there."""
+
+    def refuse(*paths: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with open_folder(tmp_path), pytest.raises(ValueError, match="in use by process"):
+        open_folder(tmp_path, resume=True)
+    assert facts(tmp_path)["status"] == "finished" and not [*tmp_path.glob(".lock*")]

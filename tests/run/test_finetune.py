@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny import DETECTOR, facts, flags, photos, rows, settings
 
@@ -224,3 +225,13 @@ def test_a_json_with_its_images_and_another_to_measure_on(data: Path, tmp_path: 
     assert main(argv(tmp_path / "train2017.json", out, *more)) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["images"] == 3 and facts(out)["data"]["images"] == 12
+
+
+def test_a_fine_tuned_detector_brings_its_own_shape(
+    random_arm: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when a detector that stands in as weights needs --backbone and the width of its FPN told again."""
+    shapeless = without("backbone", "detector.fpn_channels")
+    finetune("faster_rcnn_fpn", data, tmp_path, weights=random_arm, settings=shapeless, dry_run=True)
+    detector = yaml.safe_load(capsys.readouterr().out)["detector"]
+    assert (detector["backbone"], detector["fpn_channels"]) == ("test_resnet", 16)

@@ -108,7 +108,7 @@ class Finetune(Training):
     data: str
     """A root of COCO, LVIS, VOC or Cityscapes, a YOLO data.yaml, or a COCO json with --images and --val."""
     weights: Place = None
-    """A pretraining run, its export folder, or a weights file of ours, torchvision's or timm's."""
+    """A run of pretraining or fine-tuning, its export folder, or a weights file of ours, torchvision's or timm's."""
     val: Place = None
     """The COCO json to measure on, where --data is a json."""
     labels: Annotated[str | None, arg(metavar="SHARE|COUNT")] = None

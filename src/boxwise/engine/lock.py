@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 from pathlib import Path
 
 NAME = ".lock"
+LINKLESS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system that has no hard links answers."""
 
 
 class Lock:
@@ -36,8 +39,21 @@ class Lock:
             os.link(mine, self.path)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in LINKLESS:
+                raise
+            return self._take_without_links()
         finally:
             mine.unlink()
+        return True
+
+    def _take_without_links(self) -> bool:
+        """Where a disk knows no links (exFAT, some network drives), whoever makes the file first has it."""
+        try:
+            with self.path.open("x") as file:
+                file.write(json.dumps(self._me))
+        except FileExistsError:
+            return False
         return True
 
     def _owner(self) -> dict[str, str | int] | None:

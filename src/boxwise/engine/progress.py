@@ -82,6 +82,12 @@ class ImageDisplay(Display):
 
     unit = "image"
 
+    def __init__(
+        self, title: str, *, start: int, total: int, shown: bool = True, unit: str = "image"
+    ) -> None:
+        super().__init__(title, start=start, total=total, shown=shown)
+        self.unit = unit
+
     def line(self, step: int, row: Row) -> str:
         spent = max(time.perf_counter() - self.begun, 1e-9)
         rate = (step - self.start) / spent

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from boxwise.shapes import Image
+from boxwise.strict import SettingsError
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 """Built by torchvision, whose weights and detectors share our names; every other name is timm's."""
@@ -103,13 +104,22 @@ def _resnet(name: str, zero_init_last: bool) -> tuple[nn.Module, Widths]:
     return ResNetBody(whole), [(4 << i, top >> (3 - i)) for i in range(4)]
 
 
-def _timm(name: str, zero_init_last: bool) -> tuple[nn.Module, Widths]:
+def refuse_unknown(name: str) -> None:
+    """Raises SettingsError with the nearest names for a backbone that neither torchvision nor timm has."""
+    if name in RESNETS:
+        return
     import timm
 
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, backbones(), n=3, cutoff=0.5)
         known = f"nearest: {', '.join(near)}" if near else "`boxwise list backbones` names them all"
-        raise ValueError(f"encoder.backbone: unknown backbone {name!r}; {known}")
+        raise SettingsError([f"encoder.backbone: unknown backbone {name!r}; {known}"])
+
+
+def _timm(name: str, zero_init_last: bool) -> tuple[nn.Module, Widths]:
+    import timm
+
+    refuse_unknown(name)
     if zero_init_last:
         raise ValueError(
             f"encoder.zero_init_last: works for {', '.join(RESNETS)}, not for {name}; set it to false"

@@ -30,7 +30,7 @@ def collect(cells: Sequence[Cell]) -> Results:
     measured = [cell for cell in cells if cell.state == "finished"]
     runs = [_run(cell) for cell in measured]
     known = [name for name in SHOWN if any(name in run["figures"] for run in runs)]
-    judged = [name for name in JUDGED if name in known] or [JUDGED[0]]
+    judged = [name for name in JUDGED if name in known] or [_expected(cells)]
     arms = list(dict.fromkeys(cell.arm.name for cell in cells))
     shares = list(dict.fromkeys(cell.share.label for cell in cells))
     reference = RANDOM if RANDOM in arms else arms[0]
@@ -52,6 +52,11 @@ def collect(cells: Sequence[Cell]) -> Results:
         "verdicts": [line for name in judged for line in _verdicts(runs, arms, shares, reference, name)],
         "runs": runs,
     }
+
+
+def _expected(cells: Sequence[Cell]) -> str:
+    """What verdicts will be about, while there is no figure yet."""
+    return "mIoU" if "semantic" in cells[0].recipe.detector.kinds() else JUDGED[0]
 
 
 def as_table(results: Results) -> str:

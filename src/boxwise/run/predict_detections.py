@@ -105,7 +105,7 @@ def draw(
         workers=workers,
         on_bad=lambda lost: bad.add([Bad(chosen[b.index], b.path, b.reason) for b in lost]),
     )
-    with ImageDisplay("pictures", start=0, total=len(chosen)) as display:
+    with ImageDisplay("pictures", start=0, total=len(chosen), unit="picture") as display:
         for done, _ in enumerate(pictures, start=1):
             display.advance(done)
             display.show(done, {})

@@ -88,6 +88,7 @@ def suspects(
     shared = sum(bool(a and b) for a, b in zip(learned, measured, strict=True))
     first = train.categories[0]
     short = ", which is few" if passes < PASSES else ""
+    folders = " and ".join(dict.fromkeys(str(one.table.folder) for one in (train, test)))
     lines = [
         "AP is 0: nothing was found where it should be. Suspects:",
         f"too few steps: {steps} are {passes:.1f} passes over {len(train)} images{short}",
@@ -95,8 +96,7 @@ def suspects(
         "that do not fall",
         f"labels that begin at the wrong number: the first category is {first.id} {first.name}; {shared} of "
         f"{len(train.categories)} have boxes in both splits",
-        f"the wrong folder of images: {train.table.folder} and {test.table.folder}; look at figures/detections.png "
-        "and at `boxwise data check`",
+        f"the wrong folder of images: {folders}; look at figures/detections.png and at `boxwise data check`",
     ]
     return "\n  ".join(lines)
 
