@@ -12,11 +12,15 @@ import torch
 import torchvision
 from tiny import DETECTOR
 
+from boxwise.data.targets import open_labelled
 from boxwise.interop.files import save_weights, write_state
 from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.recipes.recipe import TransferRecipe
-from boxwise.run.compare_arms import arm_names, hub_file, open_arms, refuse_misfits
+from boxwise.run.compare_arms import Arm, arm_names, hub_file, open_arms, refuse_misfits
+from boxwise.run.compare_plan import Cell, Share
+from boxwise.run.compare_results import collect
 from boxwise.run.find import transfer_recipe
+from boxwise.run.scenes import scenes
 from boxwise.strict import SettingsError, plain
 
 SMALL = {key: value for key, value in DETECTOR.items() if key != "backbone" and "fpn" not in key}
@@ -164,3 +168,14 @@ def test_code_in_a_cached_file_is_not_run(
     with pytest.raises(ValueError, match="a pickle may run code"):
         open_arms(["random", "torchvision"], *recipe(backbone="resnet18"))
     assert not (tmp_path / "sprung").exists()
+
+
+def test_pixels_are_judged_by_mean_iou_before_any_run_is_measured(tmp_path: Path) -> None:
+    """Breaks when a comparison of pixels whose runs all diverged says that AP was not measured."""
+    data = scenes(tmp_path / "scenes", count=2, val=1, size=64)
+    train = open_labelled(data, split="train")
+    for name, judged in (("fcn16s", "mIoU"), ("faster_rcnn_fpn", "AP")):
+        share = Share("1.0", {0: train}, transfer_recipe(name).recipe)
+        planned = [Cell(Arm(arm), share, 0, tmp_path / name / arm) for arm in ("random", "scrl")]
+        results = collect(planned)
+        assert results["metrics"] == [judged] and results["verdicts"][0]["metric"] == judged

@@ -317,3 +317,13 @@ def test_a_lost_end_is_trained_again_to_the_last_bit(name: str, images: Path, tm
     assert all(
         torch.equal(x, whole[key]) for key, x in load_file(out / "export" / "model.safetensors").items()
     )
+
+
+def test_a_rising_loss_is_announced_where_a_queue_fills() -> None:
+    """Breaks when a newcomer takes MoCo's first steps for a fault, or is told to wait by a method without a queue."""
+    moco = pretrain_recipe("mocov2_r50_200ep", settings=settings("mocov2", **{"method.queue": 14})).recipe
+    said = verb.rises(moco)
+    assert said is not None and "14 keys" in said and "first 4 steps" in said
+    assert verb.rises(pretrain_recipe("byol_r50_300ep", settings=settings("byol")).recipe) is None
+    bare = pretrain_recipe("resim_simsiam_r50_c4_in100_500ep", settings=settings("resim_simsiam")).recipe
+    assert verb.rises(bare) is None

@@ -149,6 +149,8 @@ def run_recipe(
         overwrite=overwrite,
         allow_drift=allow_drift,
     ) as folder:
+        if not resume and (note := rises(recipe)) is not None:
+            folder.tell(note)
         bad = BadImages(folder, source)
         figure = folder.path / "figures" / "views.png"
         if folder.writes and not figure.exists():
@@ -189,6 +191,17 @@ def build(recipe: Recipe) -> Method:
     """The recipe's method with weights that its seed decides."""
     torch.manual_seed(recipe.run.seed)
     return recipe.method.build(build_encoder(recipe.encoder))
+
+
+def rises(recipe: Recipe) -> str | None:
+    """What of a healthy run looks like a fault: a loss against a queue rises while real keys replace random ones."""
+    keys = plain(recipe.method).get("queue")
+    if not keys:
+        return None
+    full = -(-keys // recipe.run.batch_size)
+    return (
+        f"the queue of {keys} keys starts random and fills in the first {full} steps: the loss rises in them"
+    )
 
 
 def card(recipe: Recipe) -> dict[str, Any]:
