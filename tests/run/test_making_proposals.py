@@ -326,3 +326,17 @@ def test_the_commands(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (
         main([*command, "--method", "random", "--count", "0"]) == 1 and "--count 0" in capsys.readouterr().err
     )
+
+
+def test_nothing_but_proposals_is_replaced(photos: Path, tmp_path: Path) -> None:
+    """Breaks when --overwrite with the name of a photo or of weights costs it, or a damaged file stays for good."""
+    photo = next(photos.rglob("*.png"))
+    before = photo.read_bytes()
+    for out in (photo, photos, coco(photos)):
+        with pytest.raises(ValueError, match="is no file of proposals; choose another name"):
+            proposals(photos, out, method="grid", workers=0, overwrite=True)
+    assert photo.read_bytes() == before
+    made = proposals(photos, tmp_path / "p", method="grid", workers=0)
+    whole = made.read_bytes()
+    made.write_bytes(whole[:-9])
+    assert proposals(photos, made, method="grid", workers=0, overwrite=True).read_bytes() == whole

@@ -33,6 +33,8 @@ from boxwise.engine.lock import Lock
 from boxwise.engine.progress import ImageDisplay
 
 Method = Literal["selective-search", "random", "grid", "coco-json"]
+HEAD = 4096
+"""Bytes in which a file of proposals says what it is."""
 POLL, STALLED = 0.5, 1800.0
 """Seconds between two looks at the other ranks' parts, and without any growth until a rank gives up."""
 
@@ -97,6 +99,8 @@ def make(
     """`proposals` for images that are open already."""
     if not overwrite and _holds(out, images, generator):
         return out
+    if out.exists() and not _proposed(out):
+        raise ValueError(f"{out}: is there, and is no file of proposals; choose another name")
     if out.exists() and not overwrite:
         raise ValueError(
             f"{out}: is there, of other images or made otherwise; pass --overwrite to replace it (boxes of images "
@@ -111,7 +115,8 @@ def make(
     lock = Lock(parts.folder) if rank == 0 else None
     try:
         earlier = _table(out, generator)
-        _make_part(images, parts, generator, earlier, rank, world, _workers(workers, neighbours))
+        helpers = max(1, cores() // neighbours) if workers is None else workers
+        _make_part(images, parts, generator, earlier, rank, world, helpers)
         if world > 1:
             _await(out, images, parts, generator, rank)
         if rank == 0:
@@ -150,6 +155,14 @@ def _table(out: Path, generator: Generator) -> Table | None:
     return table if table.generator == _settings(generator) else None
 
 
+def _proposed(out: Path) -> bool:
+    """Whether `out` is a file of proposals, if a damaged one: nothing else is ever replaced."""
+    if not out.is_file():
+        return False
+    with out.open("rb") as file:
+        return b'"boxwise"' in file.read(HEAD)
+
+
 def _settings(generator: Generator) -> dict[str, Any]:
     """As they come back from a file."""
     return json.loads(json.dumps(stated(generator)))
@@ -159,12 +172,6 @@ def _parts_folder(out: Path, generator: Generator) -> Path:
     """Parts of other settings never meet."""
     key = hashlib.blake2b(json.dumps(_settings(generator), sort_keys=True).encode(), digest_size=4)
     return out.with_name(f"{out.name}.parts-{key.hexdigest()}")
-
-
-def _workers(asked: int | None, neighbours: int) -> int:
-    if asked is not None:
-        return asked
-    return max(1, cores() // neighbours)
 
 
 def _make_part(
