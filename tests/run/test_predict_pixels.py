@@ -85,5 +85,7 @@ def test_pixels_are_measured_by_no_rules_for_boxes(run: Path, capsys: pytest.Cap
     words = ["evaluate", str(run), "--data", "/nowhere"]
     assert main([*words, "--metric", "coco"]) == 1
     assert "measured by mean IoU alone" in capsys.readouterr().err
+    assert main(["evaluate", "/gone", "--data", "/nowhere"]) == 1
+    assert "/gone: no such folder; name one that boxwise finetune wrote" in capsys.readouterr().err
     assert main([*words, "--batch-size", "0"]) == 1
     assert "--batch-size 0: expected 1 or more" in capsys.readouterr().err

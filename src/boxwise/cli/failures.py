@@ -11,8 +11,8 @@ from pathlib import Path
 
 ROOT = str(Path(__file__).parents[1])
 MENDS = {
-    errno.ENOSPC: "make room on the disk, then give the same command again",
-    errno.EDQUOT: "make room within the quota, then give the same command again",
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room within the quota",
     errno.EFBIG: "files may not grow so large here (ulimit -f)",
     errno.EACCES: "choose another place, or ask who owns it for the right to use it",
     errno.EPERM: "choose another place, or ask who owns it for the right to use it",

@@ -68,6 +68,8 @@ def evaluate(
 
 def load_detector(run: Path) -> SavedDetector:
     """The detector that `boxwise finetune` left in `run`."""
+    if not run.exists():
+        raise ValueError(f"{run}: no such folder; name one that boxwise finetune wrote")
     file = find_model(run)
     card = read_card(file.parent)
     if "detector" not in card:
