@@ -15,6 +15,7 @@ from boxwise.report.charts import Line, line_chart, short, ticks
 from boxwise.report.compare import differences, over_seeds, pairs
 from boxwise.report.page import write_report
 from boxwise.report.read import read_runs
+from boxwise.report.sections import _pill
 
 VOID = {"meta", "img"}
 
@@ -441,3 +442,9 @@ def test_a_comparison_is_told_from_a_run(tmp_path: Path) -> None:
     (tmp_path / "compare.html").write_text("")
     with pytest.raises(ValueError, match=r"is a comparison, whose page is .*compare\.html"):
         read_runs([tmp_path])
+
+
+def test_a_gain_of_nothing_has_no_sign() -> None:
+    """Breaks when two equal detectors are said to differ by -0.0."""
+    said = [re.sub("<.*?>", "", _pill(gain)) for gain in (-0.04, 0.0, 0.04, -0.06, 3.15)]
+    assert said == ["0.0", "0.0", "0.0", "-0.1", "+3.1"]

@@ -60,7 +60,7 @@ def _words(runs: Sequence[RunRecord]) -> str:
 def _pair_claim(pair: Pair) -> str:
     before, after = pair.random.figure(pair.main) or 0.0, pair.pretrained.figure(pair.main) or 0.0
     others = (key for key in _columns([pair.random]) if key != pair.main)
-    rest = [f"{gain:+.1f} {key}" for key in others if (gain := pair.gain(key)) is not None]
+    rest = [f"{_signed(gain)} {key}" for key in others if (gain := pair.gain(key)) is not None]
     names = f"{escape(pair.pretrained.name)} against {escape(pair.random.name)}"
     text = f"{names}: same settings, data and seed{'; ' if rest else ''}{' and '.join(rest)}."
     return _claim(MAIN[pair.main], before, after, text)
@@ -122,7 +122,12 @@ def _figure(run: RunRecord, key: str, best: float) -> str:
 
 def _pill(gain: float) -> str:
     look = "up" if gain > 0.05 else "down" if gain < -0.05 else ""
-    return f'<span class="pill {look}">{gain:+.1f}</span>'
+    return f'<span class="pill {look}">{_signed(gain)}</span>'
+
+
+def _signed(gain: float) -> str:
+    """What rounds to nothing has no sign."""
+    return f"{gain:+.1f}" if round(abs(gain), 1) > 0 else "0.0"
 
 
 def pictures(runs: Sequence[RunRecord]) -> str:
