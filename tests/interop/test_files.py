@@ -272,6 +272,14 @@ def test_a_fine_tuned_detector_says_what_it_is_built_on(
     assert load_weights(folder).config["encoder"] == said
 
 
+def test_parts_that_leave_nothing_are_refused(tmp_path: Path) -> None:
+    """Breaks when `--weights.parts [head]` with weights of a backbone trains from random ones and says nothing."""
+    held = load_weights(save_weights(tmp_path, {"backbone": small_modules()["backbone"]}, {}))
+    assert held.only(["backbone", "head"]).parts == ("backbone",)
+    with pytest.raises(ValueError, match=r"holds backbone and none of weights\.parts \(head\)"):
+        held.only(["head"])
+
+
 def test_tied_weights_are_written_twice(tmp_path: Path) -> None:
     """safetensors refuses tensors that share memory."""
     modules = small_modules()

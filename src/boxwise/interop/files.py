@@ -66,9 +66,14 @@ class Weights:
         return _rgb(self.config, "std", IMAGENET_STD, self.source)
 
     def only(self, parts: Collection[str] | None) -> Weights:
-        """As if nothing but these parts had been trained; none: all."""
+        """As if nothing but these parts had been trained; none: all. Raises ValueError where nothing is left."""
         if parts is None:
             return self
+        if not {*parts} & {*self.parts}:
+            raise ValueError(
+                f"{self.source}: holds {', '.join(self.parts)} and none of weights.parts ({', '.join(parts)}): "
+                "name what is to arrive"
+            )
         kept = tuple(PARTS[part] for part in parts)
         encoder = dict(self.config.get("encoder", {}))
         if "fpn" not in parts:
