@@ -221,6 +221,10 @@ def test_errors_of_the_system_name_the_path_and_a_mend(
         (FileExistsError("runs/x: holds something"), "runs/x: holds something"),
         (MemoryError(), "out of memory: pass a smaller --batch-size"),
         (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            "a process that reads images",
+        ),
+        (
             type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"),
             "out of memory: pass a smaller",
         ),

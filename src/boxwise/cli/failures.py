@@ -22,6 +22,11 @@ MENDS = {
 }
 MEMORY = "out of memory: pass a smaller --batch-size or --image-size, or fewer --workers"
 
+KILLED = (
+    "a process that reads images was ended from outside, most likely for want of memory: pass fewer --workers "
+    "(0 needs none)"
+)
+
 
 def told(error: BaseException) -> str | None:
     """What to tell of `error`; none for one that only its traceback explains."""
@@ -29,6 +34,10 @@ def told(error: BaseException) -> str | None:
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     ):  # torch's, not imported here
         return MEMORY
+    if isinstance(error, RuntimeError) and str(error).startswith(
+        "DataLoader worker"
+    ):  # torch's, from anywhere
+        return KILLED
     if isinstance(error, OSError) and error.strerror is not None:
         where = f"{error.filename}: " if error.filename else ""
         mend = f"; {MENDS[error.errno]}" if error.errno in MENDS else ""
