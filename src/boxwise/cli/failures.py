@@ -21,7 +21,6 @@ MENDS = {
     errno.EISDIR: "is a folder; name a file",
 }
 MEMORY = "out of memory: pass a smaller --batch-size or --image-size, or fewer --workers"
-
 KILLED = (
     "a process that reads images was ended from outside, most likely for want of memory: pass fewer --workers "
     "(0 needs none)"
@@ -30,13 +29,10 @@ KILLED = (
 
 def told(error: BaseException) -> str | None:
     """What to tell of `error`; none for one that only its traceback explains."""
-    if (
-        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    ):  # torch's, not imported here
+    # Both of torch's errors are known without importing it, and the second is raised in the midst of anything.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return MEMORY
-    if isinstance(error, RuntimeError) and str(error).startswith(
-        "DataLoader worker"
-    ):  # torch's, from anywhere
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
         return KILLED
     if isinstance(error, OSError) and error.strerror is not None:
         where = f"{error.filename}: " if error.filename else ""
