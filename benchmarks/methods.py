@@ -2,11 +2,13 @@
 
     python benchmarks/methods.py DIR [--methods mocov2 insloc ...] [--seconds 300] [--finetunings 3] [--seed 0] [--out]
 
-Each method is adapted to a run of minutes in the same way: the demo's backbone, widths, colours, batch and optimiser,
-and a queue and a teacher that minutes can fill and move. What makes the method stays: how its views are cut, its
-regions, heads and objective. Its rate is measured first, then it trains for as many steps as fit into the time, so that
-time is equal and epochs are not; proposals, which are made once for a data set, are not in it. Detector, settings and
-labelled scenes are the demo's, the same for all.
+Each method is adapted to a run of minutes in the way of its kind: the demo's backbone, widths, colours and optimiser;
+for those that predict a teacher (BYOL, SCRL, SoCo) the demo's batch and rate and whitened targets, since without them
+minutes learn two or three directions; for those with a queue a larger batch, whose keys are normalised in groups of
+eight, at a lower rate, and a teacher that moves little while a queue lasts. What makes the method stays: how its
+views are cut, its regions, heads and objective. Its speed is measured first, then it trains for as many steps as fit
+into the time, so that time is equal and epochs are not; proposals, which are made once for a data set, are not in it.
+Detector, settings and labelled scenes are the demo's, the same for all.
 
 DIR keeps every run. Called again, the script goes on where it was stopped; the table shows what is there: AP, AP50 and
 AP75 as the mean over fine-tuning seeds with the range of AP, pretraining images/s, milliseconds a step and the peak of
@@ -42,9 +44,7 @@ from boxwise.strict import keys
 from result import RESULTS, machine, save
 
 RANDOM = "random"
-DEMO = "demo"
-"""The demo's own recipe: `scrl_fpn` with whitened targets."""
-NAMES = (RANDOM, *METHODS, DEMO)
+NAMES = (RANDOM, *METHODS)
 TRIAL = 40
 """Steps that a method's rate is measured on."""
 VIEW = 64
@@ -52,35 +52,41 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COLOURS = ("brightness", "contrast", "saturation", "hue", "jitter", "gray", "blur", "solarize")
 FIGURES = ("AP", "AP50", "AP75")
 SHORT_RUN: dict[str, Any] = {
-    "queue": 1024,
     "momentum": 0.98,
-    "hidden": 1024,
+    "whitened": True,
     "limits": demo.LIMITS,
     "min_box": 16,
     "max_iou": None,
     "generator": "uniform",
 }
-"""What minutes ask of a method's settings, where it has them; `hidden` where it is a projector's alone."""
+"""What minutes ask of a method's settings, where it has them."""
+QUEUED: dict[str, Any] = {"queue": 1024, "momentum": 0.996}
+QUEUED_BATCH, QUEUED_RATE = 64, 0.3
+"""Images a step, and the part of the demo's rate, of methods with a queue."""
 
 
 def adapted(name: str, *, seed: int, steps: int) -> Recipe:
     """A method's default run, cut down to the demo's size."""
-    small = demo.pretraining(seed=seed, steps=steps)
-    if name == DEMO:
-        return small
-    base = METHODS[name]()
+    small, base = demo.pretraining(seed=seed, steps=steps), METHODS[name]()
     has = {key.partition(".")[2] for key in keys(type(base.method), "method")}
-    own = {f"method.{key}": value for key, value in SHORT_RUN.items() if key in has}
-    if name == "simsiam":  # its `hidden` is the predictor's bottleneck
-        own |= {"method.hidden": 256, "method.width": 1024}
+    queued, wanted = "queue" in has, dict(SHORT_RUN)
+    optim, run = small.optim, small.run
+    if queued:
+        wanted |= QUEUED
+        optim = replace(optim, lr=QUEUED_RATE * optim.lr)
+        run = replace(run, batch_size=QUEUED_BATCH)
+    wanted |= (
+        {"hidden": 256, "width": 1024} if name == "simsiam" else {"hidden": 1024}
+    )  # its hidden is a bottleneck
+    wanted |= {"width": demo.WIDTH} if "whitened" in has else {}
     photo = {key: getattr(small.views[0].photo, key) for key in COLOURS}
     recipe = base.changed(
         {"backbone": small.encoder.backbone, "image_size": VIEW},
         {f"views.{i}.photo.{key}": value for i in range(len(base.views)) for key, value in photo.items()},
         {"encoder.fpn_channels": demo.CHANNELS} if base.encoder.fpn else {},
-        own,
+        {f"method.{key}": value for key, value in wanted.items() if key in has},
     )
-    return replace(recipe, optim=small.optim, schedule=small.schedule, run=small.run, data=small.data)
+    return replace(recipe, optim=optim, schedule=small.schedule, run=run, data=small.data)
 
 
 def pretrain(name: str, out: Path, data: Path, seconds: float, seed: int) -> None:

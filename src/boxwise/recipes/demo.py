@@ -16,6 +16,8 @@ SIZE = 96
 """Pixels a side of the scenes."""
 CHANNELS = 64
 """Width of FPN and box head."""
+WIDTH = 64
+"""Numbers in an embedding: fewer than a batch has rows, which whitening needs."""
 LIMITS = (48.0, 96.0, 192.0)
 """Largest boxes, in pixels, of p2, p3 and p4, in pretraining as in the detector: a thing spans a dozen cells."""
 
@@ -41,7 +43,7 @@ def pretraining(*, seed: int, steps: int) -> Recipe:
             max_iou=None,
             generator="uniform",
             hidden=1024,
-            width=64,
+            width=WIDTH,
             whitened=True,
             momentum=0.98,
         ),
