@@ -6,6 +6,8 @@ import pytest
 from pydantic import Field
 
 from boxwise.config import LARS, SGD, AdamW, Data, Run, Schedule, TransferData, settings
+from boxwise.methods.image_level import MoCoConfig
+from boxwise.methods.scrl import Config as SCRLConfig
 from boxwise.strict import SettingsError, dump_yaml, keys, load_yaml, merge, nearest, plain, read, scalar
 
 Either = Annotated[SGD | LARS, Field(discriminator="name")]
@@ -125,6 +127,7 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path) -> None:
         (Run, {"clip_norm": 0.0, "threads": 0}),
         (Data, {"workers": -1, "max_value": 0}),
         (TransferData, {"min_keypoints": -1, "repeat_threshold": 1.5}),
+        (MoCoConfig, {"queue": 0, "temperature": 0.0, "momentum": 1.5}),
     ],
 )
 def test_values_that_nothing_can_mean_are_named_before_data_is_touched(
@@ -134,3 +137,10 @@ def test_values_that_nothing_can_mean_are_named_before_data_is_touched(
     with pytest.raises(SettingsError) as caught:
         read(kind, raw, at="x")
     assert {problem.partition(": ")[0].split(".")[1] for problem in caught.value.problems} == {*raw}
+
+
+def test_what_fields_cannot_be_together_is_said_without_all_of_them() -> None:
+    """Breaks when one wrong number is told with every setting of its class."""
+    with pytest.raises(SettingsError) as caught:
+        read(SCRLConfig, {"name": "scrl", "boxes": 0}, at="method")
+    assert caught.value.problems == ("method: boxes, tries, min_box and pool_size start at 1",)

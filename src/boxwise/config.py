@@ -31,6 +31,8 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
 Share = Annotated[float, Field(ge=0, le=1)]
 """Part of a whole."""
 Amount = Annotated[float, Field(ge=0)]
+Above = Annotated[float, Field(gt=0)]
+"""More than nothing: what is divided by."""
 Count = Annotated[int, Field(ge=1)]
 Span = Annotated[tuple[float, float], AfterValidator(_rising)]
 """Least and largest of something that is never 0."""
@@ -136,7 +138,7 @@ class Run:
     channels_last: bool = True
     compile: bool = False
     """Compile the encoder with torch.compile."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    clip_norm: Above | None = None
     """Largest norm of the whole gradient."""
     log_every: Count = 10
     """Steps between two lines of figures; the device is waited for only then."""

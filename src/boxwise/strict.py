@@ -139,6 +139,8 @@ def _problem(kind: Any, error: Any, at: str) -> str:
     if error["type"] == "union_tag_invalid":
         key = f"{key}.name" if key else "name"
         return f"{key}: {error['ctx']['tag']} is none of {error['ctx']['expected_tags']}"
+    if error["type"] == "value_error":  # what a settings class of ours says of its fields together
+        return f"{key}: {error['msg'].removeprefix('Value error, ')}"
     given = "" if error["type"].startswith(("missing", "union_tag")) else f", got {error['input']!r}"
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}{given}"
 

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from boxwise.config import Amount, settings
+from boxwise.config import Above, Amount, Count, Share, settings
 from boxwise.data.cut import ViewSpec
 from boxwise.geometry.tiles import tiles
 from boxwise.geometry.views import Batch, View
@@ -72,11 +72,11 @@ class Config(MethodConfig):
     hidden: int | Literal["in", "stage"] = 2048
     """Hidden width of the heads; in: as wide as a head's input (18432 for the last stage's patches); stage: as
     many as the stage has channels."""
-    queue: int = 65_536
+    queue: Count = 65_536
     """Keys of earlier images in each queue."""
-    temperature: float = 0.2
+    temperature: Above = 0.2
     """What similarities are divided by."""
-    momentum: float = 0.999
+    momentum: Share = 0.999
     """Teacher momentum, constant."""
 
     def __post_init__(self) -> None:

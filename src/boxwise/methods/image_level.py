@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from boxwise.config import settings
+from boxwise.config import Above, Count, Share, settings
 from boxwise.data.cut import ViewSpec
 from boxwise.geometry.views import Batch, join
 from boxwise.methods.base import Method, MethodConfig, of_two_sizes, require_levels
@@ -47,11 +47,11 @@ class MoCoConfig(MethodConfig):
     """Numbers in an embedding."""
     hidden: int = 2048
     """Hidden width of the projector."""
-    queue: int = 65_536
+    queue: Count = 65_536
     """Keys of earlier images that serve as negatives."""
-    temperature: float = 0.2
+    temperature: Above = 0.2
     """What similarities are divided by."""
-    momentum: float = 0.999
+    momentum: Share = 0.999
     """Teacher momentum, constant."""
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:
@@ -107,7 +107,7 @@ class BYOLConfig(MethodConfig):
     whitened: bool = False
     """Ours, for runs of minutes, as SCRL's: a norm without scale and shift ends the projector, and the targets of both
     views together are whitened."""
-    momentum: float = 0.99
+    momentum: Share = 0.99
     """Teacher momentum at the first step; rises to 1 along a cosine."""
 
     def conflicts(self, views: tuple[ViewSpec, ...], encoder: EncoderConfig) -> Iterator[str]:

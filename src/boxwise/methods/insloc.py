@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from boxwise.config import settings
+from boxwise.config import Above, Count, Share, settings
 from boxwise.data.cut import ViewSpec
 from boxwise.geometry.anchors import ANCHORS, anchor_grid, near_pairs, nearby
 from boxwise.geometry.regions import Regions
@@ -59,11 +59,11 @@ class Config(MethodConfig):
     """Numbers in an embedding."""
     hidden: int = 1024
     """Hidden width of the two layers behind the box head; 2048 for c4."""
-    queue: int = 65_536
+    queue: Count = 65_536
     """Keys of earlier images in each level's queue."""
-    temperature: float = 0.2
+    temperature: Above = 0.2
     """What similarities are divided by."""
-    momentum: float = 0.999
+    momentum: Share = 0.999
     """Teacher momentum, constant."""
 
     def __post_init__(self) -> None:

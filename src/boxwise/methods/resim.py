@@ -21,7 +21,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from boxwise.config import settings
+from boxwise.config import Above, Count, Share, settings
 from boxwise.data.cut import ViewSpec
 from boxwise.geometry.regions import Regions
 from boxwise.geometry.views import Batch, View
@@ -61,11 +61,11 @@ class Config(MethodConfig):
     """Numbers in an image's embedding."""
     hidden: int = 2048
     """Hidden width of the image's projector."""
-    queue: int = 65_536
+    queue: Count = 65_536
     """Keys of earlier images that serve as negatives; windows need none."""
-    temperature: float = 0.2
+    temperature: Above = 0.2
     """What similarities are divided by."""
-    momentum: float = 0.999
+    momentum: Share = 0.999
     """Teacher momentum, constant."""
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from boxwise.config import settings
+from boxwise.config import Share, settings
 from boxwise.data.cut import ViewSpec
 from boxwise.geometry.regions import Generator, Regions, matched, random_in_overlap, random_in_view
 from boxwise.geometry.views import Batch, join
@@ -72,7 +72,7 @@ class Config(MethodConfig):
     whitened: bool = False
     """Ours, for runs of minutes: a norm without scale and shift ends the projector, and the targets are whitened, so
     that predicting what all boxes share, or the few things that differ most, is not enough."""
-    momentum: float = 0.97
+    momentum: Share = 0.97
     """Teacher momentum at the first step; rises to 1 along a cosine."""
     target_init: Literal["copy", "random"] = "copy"
     """The teacher starts as the student, or as a network of its own, as in the code."""

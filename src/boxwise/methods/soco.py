@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from boxwise.config import settings
+from boxwise.config import Share, settings
 from boxwise.data.cut import ViewSpec
 from boxwise.data.objects import Objects
 from boxwise.geometry.regions import same_objects
@@ -69,7 +69,7 @@ class Config(MethodConfig):
     whitened: bool = False
     """Ours, for runs of minutes, as SCRL's: a norm without scale and shift ends the projector, and the targets of all
     rows of a view that may be compared are whitened."""
-    momentum: float = 0.99
+    momentum: Share = 0.99
     """Teacher momentum at the first step; rises to 1 along a cosine."""
 
     def __post_init__(self) -> None:

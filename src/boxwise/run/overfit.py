@@ -52,7 +52,9 @@ def few(
     things = np.concatenate([[0], np.cumsum(~table.crowd)])[table.first]
     shown = np.flatnonzero(np.diff(things)[labelled.index] > 0)
     if not 0 < count <= len(shown):
-        raise ValueError(f"--overfit {count}: {table.file} has {len(shown)} images with boxes")
+        raise ValueError(
+            f"--overfit {count}: {table.file} has {len(shown)} images with boxes; pass 1 to {len(shown)}"
+        )
     drawn = np.random.default_rng([OVERFIT, recipe.run.seed]).permutation(shown)[:count]
     return labelled.subset(np.sort(drawn))
 
