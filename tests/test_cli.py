@@ -286,12 +286,18 @@ def test_a_reader_may_close_the_help_of_a_recipe_early() -> None:
         (["finetune", "scrl"], "scrl: is a recipe of boxwise pretrain"),
         (["pretrain", "faster_rcnn_fpn"], "faster_rcnn_fpn: is a recipe of boxwise finetune"),
         (["pretrain", "scrl", "--config", "gone.yaml"], "gone.yaml: no such file"),
+        (
+            ["finetune", "faster_rcnn_fpn", "--detector.min_size", "0"],
+            "detector.min_size: input should be greater",
+        ),
+        (["finetune", "fcn16s", "--image-size", "16"], "expected 32 or more"),
     ],
 )
 def test_what_was_named_in_the_wrong_place_is_wrong_usage(
     argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Breaks when a method that is given to finetune is told to be unknown, or a missing file of settings to fail."""
+    """Breaks when a method that is given to finetune is told to be unknown, a missing file of settings to fail, or a
+    size of 0 to be a "math domain error"."""
     assert main([*argv, "--data", "/nowhere", "--out", "o"]) == 2
     assert said in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from boxwise.config import LARS, SGD, AdamW, Data, Run, Schedule, TransferData, settings
 from boxwise.methods.image_level import MoCoConfig
 from boxwise.methods.scrl import Config as SCRLConfig
+from boxwise.nn.encoder import EncoderConfig
 from boxwise.strict import SettingsError, dump_yaml, keys, load_yaml, merge, nearest, plain, read, scalar
 
 Either = Annotated[SGD | LARS, Field(discriminator="name")]
@@ -127,6 +128,8 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path) -> None:
         (Run, {"clip_norm": 0.0, "threads": 0}),
         (Data, {"workers": -1, "max_value": 0}),
         (TransferData, {"min_keypoints": -1, "repeat_threshold": 1.5}),
+        (SCRLConfig, {"width": 0, "hidden": -4, "max_iou": 7.0, "jitter": -3.0}),
+        (EncoderConfig, {"fpn_channels": 0}),
         (MoCoConfig, {"queue": 0, "temperature": 0.0, "momentum": 1.5}),
     ],
 )

@@ -114,7 +114,7 @@ class Schedule:
     """Step k uses the value of k + 1, as SCRL does."""
     final_lr: Amount = 0.0
     """What the cosine ends at."""
-    milestones: tuple[float, ...] = ()
+    milestones: tuple[Share, ...] = ()
     """multistep: shares of the whole length at which the rate falls."""
     gamma: float = 0.1
     """multistep: what the rate is multiplied by at each milestone."""
@@ -128,7 +128,7 @@ class Run:
     """Images per optimiser step, over all devices and all accumulated parts."""
     accumulate: Count = 1
     """Parts a step is split into. Saves memory; does not enlarge what BatchNorm sees."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: Count = 1
     """Processes on this machine; torchrun and SLURM set their own."""

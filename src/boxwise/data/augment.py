@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from boxwise.config import Amount, Share, Span, settings
+from boxwise.config import Above, Amount, Share, Span, settings
 from boxwise.data import blur, colour
 from boxwise.geometry.views import View
 from boxwise.shapes import Image
@@ -51,7 +51,7 @@ class Photo:
     """What is done first; what is left out is never done."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from red, green, blue in [0, 1]."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[Above, Above, Above] = (0.229, 0.224, 0.225)
     """What red, green and blue are divided by afterwards."""
 
 

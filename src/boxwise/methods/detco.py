@@ -67,9 +67,9 @@ class Config(MethodConfig):
     """Concatenate the patches in an order drawn anew for each image and view, not row by row."""
     queues: Literal["stage", "shared"] = "stage"
     """Each stage has a global and a local queue of its own, or all stages share one of each."""
-    width: int = 128
+    width: Count = 128
     """Numbers in an embedding."""
-    hidden: int | Literal["in", "stage"] = 2048
+    hidden: Count | Literal["in", "stage"] = 2048
     """Hidden width of the heads; in: as wide as a head's input (18432 for the last stage's patches); stage: as
     many as the stage has channels."""
     queue: Count = 65_536

@@ -43,9 +43,9 @@ class MoCoConfig(MethodConfig):
 
     has_boxes: ClassVar[bool] = False
     name: Literal["mocov2"] = "mocov2"
-    width: int = 128
+    width: Count = 128
     """Numbers in an embedding."""
-    hidden: int = 2048
+    hidden: Count = 2048
     """Hidden width of the projector."""
     queue: Count = 65_536
     """Keys of earlier images that serve as negatives."""
@@ -96,9 +96,9 @@ class BYOLConfig(MethodConfig):
 
     has_boxes: ClassVar[bool] = False
     name: Literal["byol"] = "byol"
-    width: int = 256
+    width: Count = 256
     """Numbers in an embedding."""
-    hidden: int = 4096
+    hidden: Count = 4096
     """Hidden width of projector and predictor."""
     last_bias: bool = False
     """A bias in the last layer of projector and predictor."""
@@ -158,9 +158,9 @@ class SimSiamConfig(MethodConfig):
 
     has_boxes: ClassVar[bool] = False
     name: Literal["simsiam"] = "simsiam"
-    width: int = 2048
+    width: Count = 2048
     """Numbers in an embedding, and hidden width of the projector."""
-    hidden: int = 512
+    hidden: Count = 512
     """Hidden width of the predictor."""
 
     def build(self, encoder: Encoder) -> SimSiam:

@@ -55,9 +55,9 @@ class Config(MethodConfig):
     """Draw that anchor from those left by non-maximum suppression (the code), or from all that overlap (the paper)."""
     pool_size: int = 7
     """Bins a side that a box is pooled to; 14 for c4, since the last stage halves them."""
-    width: int = 128
+    width: Count = 128
     """Numbers in an embedding."""
-    hidden: int = 1024
+    hidden: Count = 1024
     """Hidden width of the two layers behind the box head; 2048 for c4."""
     queue: Count = 65_536
     """Keys of earlier images in each level's queue."""

@@ -53,13 +53,13 @@ class Config(MethodConfig):
     """The exact mean of a window, or RoIAlign in the same frame (pixel j at coordinate j)."""
     region_proj: bool = False
     """Two 3x3 convolutions between a level and its windows, as in the paper; none in the released FPN."""
-    region_width: int = 128
+    region_width: Count = 128
     """Channels after those convolutions."""
     mask_self_overlap: bool = False
     """Leave out the own image's cells that overlap the window they would be negatives of."""
-    width: int = 128
+    width: Count = 128
     """Numbers in an image's embedding."""
-    hidden: int = 2048
+    hidden: Count = 2048
     """Hidden width of the image's projector."""
     queue: Count = 65_536
     """Keys of earlier images that serve as negatives; windows need none."""

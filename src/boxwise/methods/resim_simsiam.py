@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from boxwise.config import settings
+from boxwise.config import Count, settings
 from boxwise.data.cut import ViewSpec
 from boxwise.geometry.regions import Regions
 from boxwise.geometry.views import Batch, View
@@ -43,9 +43,9 @@ class Config(MethodConfig):
     """One entry a level; without negatives, theirs is not read."""
     pool: PoolKind = "precise"
     """The exact mean of a window, or RoIAlign in the same frame (pixel j at coordinate j)."""
-    width: int = 2048
+    width: Count = 2048
     """Numbers in an image's embedding. A window's has as many as its level has channels."""
-    hidden: int = 512
+    hidden: Count = 512
     """Hidden width of the image's predictor; a level's has a quarter of its channels."""
 
     def conflicts(self, views: tuple[ViewSpec, ...], encoder: EncoderConfig) -> Iterator[str]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from boxwise.config import Share, settings
+from boxwise.config import Amount, Count, Share, settings
 from boxwise.data.cut import ViewSpec
 from boxwise.geometry.regions import Generator, Regions, matched, random_in_overlap, random_in_view
 from boxwise.geometry.views import Batch, join
@@ -44,11 +44,11 @@ class Config(MethodConfig):
     """Shortest side of a box, in pixels of the view that shows it smaller."""
     generator: Generator = "grid"
     """Boxes inside a random cell of a random grid (the code), or anywhere in the overlap (the paper)."""
-    max_iou: float | None = 0.5
+    max_iou: Share | None = 0.5
     """A box that overlaps one of its image's earlier boxes this much is drawn again; none: never."""
     tries: int = 50
     """Draws per box before an overlapping one is taken after all."""
-    jitter: float = 0.0
+    jitter: Amount = 0.0
     """Move and scale the second view's boxes by up to this share of their size."""
     matched: bool = True
     """The second view's boxes show what the first view's show; else they are drawn anywhere in it, as for the
@@ -63,9 +63,9 @@ class Config(MethodConfig):
     """Put the centre of the first cell at half a cell, as detectors do, instead of at 0."""
     box_head: bool = False
     """Pass the pooled boxes through the detector's 4conv1fc head, which is then handed over as well."""
-    width: int = 256
+    width: Count = 256
     """Numbers in an embedding."""
-    hidden: int = 4096
+    hidden: Count = 4096
     """Hidden width of projector and predictor."""
     last_bias: bool = False
     """A bias in the last layer of projector and predictor."""

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from boxwise.config import Share, settings
+from boxwise.config import Count, Share, settings
 from boxwise.data.cut import ViewSpec
 from boxwise.data.objects import Objects
 from boxwise.geometry.regions import same_objects
@@ -62,9 +62,9 @@ class Config(MethodConfig):
     """Pass the pooled boxes through the detector's head: 4conv1fc, or the last stage where the encoder stops at c4."""
     count_repeats: bool = True
     """An object that repeated boxes list m times in one view and n times in the other counts m * n times; else once."""
-    width: int = 256
+    width: Count = 256
     """Numbers in an embedding."""
-    hidden: int = 4096
+    hidden: Count = 4096
     """Hidden width of projector and predictor."""
     whitened: bool = False
     """Ours, for runs of minutes, as SCRL's: a norm without scale and shift ends the projector, and the targets of all

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from boxwise.config import settings
+from boxwise.config import Count, settings
 from boxwise.nn.backbones import LEVELS, build_body, last_of_stride, take_last_stage
 from boxwise.nn.pyramid import PartialPyramid
 from boxwise.shapes import Image
@@ -24,7 +24,7 @@ class EncoderConfig:
     """resnet18, 34, 50 or 101 of torchvision, or any timm backbone with maps at strides 4, 8, 16 and 32."""
     fpn: bool = False
     """Add a feature pyramid network: levels p2 to p5."""
-    fpn_channels: int = 256
+    fpn_channels: Count = 256
     """Channels of every level of the FPN."""
     fpn_norm: Literal["bn", "none"] = "bn"
     """After each convolution of the FPN: BatchNorm (bn), or nothing but a bias (none)."""

@@ -57,7 +57,7 @@ def predict(
     read is left out and listed, or ends the run. Raises ValueError with the mend before anything is written
     where run, images, settings or `out` do not allow it.
     """
-    _check(threshold, batch_size, max_drawn)
+    _check(threshold, batch_size, max_drawn, workers)
     saved, source, out = (
         load_detector(Path(run)),
         open_images(data, images=images, max_value=max_value),
@@ -129,13 +129,15 @@ def _sample(source: Images, config: DetectorConfig, index: int) -> Sample:
     return unlabelled(source.read(index), index, config)
 
 
-def _check(threshold: float, batch_size: int, max_drawn: int | None) -> None:
+def _check(threshold: float, batch_size: int, max_drawn: int | None, workers: int | None) -> None:
     if not 0 <= threshold <= 1:
         raise ValueError(f"--threshold {threshold}: a score lies from 0 to 1")
     if batch_size < 1:
         raise ValueError(f"--batch-size {batch_size}: expected 1 or more")
     if max_drawn is not None and max_drawn < 0:
         raise ValueError(f"--max-drawn {max_drawn}: expected 0 or more")
+    if workers is not None and workers < 0:
+        raise ValueError(f"--workers {workers}: expected 0 or more")
 
 
 def _admit(out: Path, *, overwrite: bool) -> None:

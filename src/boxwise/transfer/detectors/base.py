@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from boxwise.config import settings
+from boxwise.config import Count, settings
 from boxwise.data.targets import Labelled
 from boxwise.nn.encoder import Encoder, EncoderConfig
 from boxwise.shapes import Scalar
@@ -74,9 +74,9 @@ class DetectorConfig(ABC):
     statistics and all (frozen; those of all other parts train, on each device's images)."""
     frozen_stages: int = 0
     """Backbone stages that do not train, norms included: 1 the stem, 2 and the first stage, ... 5 all."""
-    min_size: int = 800
+    min_size: Count = 800
     """Pixels of the shorter side."""
-    max_size: int = 1333
+    max_size: Count = 1333
     """Most pixels of the longer side."""
     train_max_size: int | None = None
     """Most pixels of the longer side in training; none: `max_size`."""
@@ -118,7 +118,12 @@ class DetectorConfig(ABC):
 
     def problems(self, *, pretrained: bool) -> Iterator[str]:
         """What cannot be, or cannot work, one sentence each; `pretrained` says whether weights are loaded."""
-        yield from self.outside({"frozen_stages": (0, 5), "min_size": (32, self.max_size), "flip": (0, 1)})
+        yield from self.outside({"frozen_stages": (0, 5), "flip": (0, 1)})
+        if not 32 <= self.min_size <= self.max_size:
+            yield (
+                f"detector.min_size, detector.max_size: expected 32 or more, and the longer side no less than the "
+                f"shorter, got {self.min_size} and {self.max_size}"
+            )
         longest = self.train_max_size or self.max_size
         if any(not 32 <= size <= longest for size in self.train_sizes):
             yield f"detector.train_sizes: expected 32 to {longest} each, got {[*self.train_sizes]}"

@@ -30,7 +30,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from boxwise.config import settings
+from boxwise.config import Count, settings
 from boxwise.data.targets import IGNORED, Labelled
 from boxwise.nn.backbones import RESNETS
 from boxwise.nn.encoder import Encoder, EncoderConfig, build_encoder
@@ -51,9 +51,9 @@ class FCN16s(DetectorConfig):
     """A fully convolutional network of stride 16, on the backbone; its classes include the background."""
 
     name: Literal["fcn16s"] = "fcn16s"
-    min_size: int = 1024
+    min_size: Count = 1024
     """Pixels of the shorter side at scale 1: Cityscapes' own."""
-    max_size: int = 2048
+    max_size: Count = 2048
     """Most pixels of the longer side at scale 1."""
     scales: tuple[float, float] = (0.5, 2.0)
     """Least and largest factor that pictures are scaled by in training."""
