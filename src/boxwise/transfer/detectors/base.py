@@ -121,8 +121,8 @@ class DetectorConfig(ABC):
         yield from self.outside({"frozen_stages": (0, 5), "flip": (0, 1)})
         if not 32 <= self.min_size <= self.max_size:
             yield (
-                f"detector.min_size, detector.max_size: expected 32 or more, and the longer side no less than the "
-                f"shorter, got {self.min_size} and {self.max_size}"
+                f"detector.min_size: expected 32 or more, and no more than detector.max_size ({self.max_size}), "
+                f"got {self.min_size}"
             )
         longest = self.train_max_size or self.max_size
         if any(not 32 <= size <= longest for size in self.train_sizes):
