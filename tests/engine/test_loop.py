@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_task import Toy, ToyTask, batch_of, fresh, loads, open_folder, train
 
 from boxwise.config import SGD, Run, Schedule
-from boxwise.engine import checkpoint, device, loop
+from boxwise.engine import checkpoint, device, steps
 from boxwise.engine.folder import read_json
 from boxwise.engine.health import FIGURES
 from boxwise.engine.loop import Diverged, fit
@@ -128,8 +128,8 @@ def test_a_number_that_is_not_finite_touches_nothing(
         built.append(original(*args, **options))
         return built[0]
 
-    original = loop.build_optimiser
-    monkeypatch.setattr(loop, "build_optimiser", build)
+    original = steps.build_optimiser
+    monkeypatch.setattr(steps, "build_optimiser", build)
     module, kept = fresh(push=False), {}
 
     def before(step: int) -> None:
@@ -355,8 +355,8 @@ def test_a_batch_must_divide(tmp_path: Path) -> None:
 
 def test_draws_depend_on_the_place_alone() -> None:
     def draw(*place: int) -> tuple[float, ...]:
-        loop.seed_draws(*place, device=torch.device("cpu"))
-        return (float(torch.rand(())), loop.random.random(), float(loop.np.random.rand()))
+        steps.seed_draws(*place, device=torch.device("cpu"))
+        return (float(torch.rand(())), steps.random.random(), float(steps.np.random.rand()))
 
     places = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
     drawn = [draw(*place) for place in places]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from boxwise.data.targets import IGNORED
-from boxwise.engine.loop import seed_draws
+from boxwise.engine.steps import seed_draws
 from boxwise.nn.joint_norm import synchronise
 from boxwise.nn.ranks import rank, world
 from boxwise.transfer.detectors.base import DetectorConfig

@@ -2,60 +2,34 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from boxwise.config import Optimiser, Run, Schedule
 from boxwise.engine import checkpoint
-from boxwise.engine.device import device_of, dtype_of, launch
+from boxwise.engine.device import launch
 from boxwise.engine.folder import RunFolder
-from boxwise.engine.guard import Diverged, Guard
+from boxwise.engine.guard import Diverged
 from boxwise.engine.health import Alarm
 from boxwise.engine.journal import Journal
-from boxwise.engine.metrics import Clock, Meter, Row, fetch
-from boxwise.engine.optim import build_optimiser, learning_rate
+from boxwise.engine.metrics import Clock, Row, fetch
+from boxwise.engine.optim import learning_rate
 from boxwise.engine.signals import Stop
+from boxwise.engine.steps import Steps, Task
 from boxwise.nn.joint_norm import synchronise
-from boxwise.shapes import Scalar
 
-__all__ = ["Diverged", "Result", "Task", "device_of", "dtype_of", "fit"]
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["Diverged", "Result", "Task", "fit"]
 
 SMALLEST_SCALE = 2.0**-12
 """The fp16 loss scale starts at 2^16 and halves at each overflow: down here it never finds its place."""
-
-
-@runtime_checkable
-class Task(Protocol):
-    """What is trained. One object lives through a run; all that must survive a crash is in `module`."""
-
-    @property
-    def module(self) -> nn.Module:
-        """`forward(batch)` gives named loss terms, and "loss": what is minimised. Teachers are part of it."""
-        ...
-
-    def prepare(self, load: Any, device: torch.device) -> Any:
-        """What the loader gave, as a batch on `device`."""
-        ...
-
-    def images(self, load: Any) -> int:
-        """How many images `load` holds."""
-        ...
-
-    def after_step(self, step: int, total: int, *, ok: Scalar | None) -> None:
-        """Called once per optimiser step, from 0. `ok` is 0, on the device, when the step was dropped."""
-        ...
-
-    def figures(self) -> Mapping[str, Tensor]:
-        """Further figures of the last batch, under their full names; asked for at the log interval only."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,31 +69,9 @@ def fit(
     Raises Diverged when a number is not finite, ValueError when a trainable parameter gets no gradient, and
     SystemExit 143 or 130 once a checkpoint is written after SIGTERM or Ctrl-C.
     """
-    if run.threads is not None:
-        torch.set_num_threads(run.threads)
-    fabric = launch(run)
-    device, world, rank = fabric.device, fabric.world_size, fabric.global_rank
-    scaler = getattr(fabric.strategy.precision, "scaler", None)
-
-    module = task.module
-    if sync_norm and world > 1:
-        synchronise(module, device)
-    if run.channels_last:
-        module.to(memory_format=torch.channels_last)
-    for slow in compiled if run.compile else ():
-        slow.compile()
-    forward = fabric.setup_module(module)
-
-    base = optimiser.lr * run.batch_size / optimiser.lr_batch
-    rate = partial(learning_rate, base=base, schedule=schedule, steps_per_epoch=steps_per_epoch, total=total)
-    descent = build_optimiser(module, optimiser, lr=base, constant_lr=constant_lr)
-    trained = [p for group in descent.param_groups for p in group["params"]]
-    guard, meter, alarm = (
-        Guard(device, scaled=scaler is not None),
-        Meter(device),
-        Alarm(grace=max(100, total // 20)),
-    )
-    training = checkpoint.Training(module, descent, scaler, meter)
+    fabric = prepared(task.module, run, sync_norm=sync_norm, compiled=compiled)
+    steps = Steps(task, run, fabric, optimiser, constant_lr=constant_lr)
+    training = checkpoint.Training(task.module, steps.descent, steps.scaler, steps.meter)
     start, before = 0, 0.0
     if resume:
         start, before = training.resume(folder.checkpoints, fabric, threads=run.threads, say=folder.tell)
@@ -127,63 +79,29 @@ def fit(
     begun, row = time.perf_counter(), Row()
     with Stop().listening() as stop, Journal(folder, start=start, total=total) as journal:
         feed, clock = iter(loads(start)), Clock()
+        watch = Watch(steps, folder, journal, stop, clock, Alarm(grace=max(100, total // 20)))
         for step in range(start, total):
-            descent.set_rate(lr := rate(step), base=base)
-            descent.zero_grad()
-            for part in range(run.accumulate):
-                with clock.waiting():
-                    load = next(feed, None)
-                if load is None:
-                    raise ValueError(f"the data ended at step {step} of {total}")
-                seed_draws(run.seed, step, part, rank, device=device)
-                batch = task.prepare(load, device)
-                clock.images += task.images(load)
-                with fabric.no_backward_sync(forward, enabled=part < run.accumulate - 1):
-                    losses = forward(batch)
-                    fabric.backward(losses["loss"] / run.accumulate)
-                meter.add(losses)
-            if step == start:
-                require_gradients(module)
-
-            if scaler is not None:
-                scaler.unscale_(descent)
-            norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-            means = meter.step()
-            ok = guard.judge(step, means, norm)
-            if run.clip_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(trained, run.clip_norm, norm)
-            descent.step_if(ok)
-            if scaler is not None:
-                scaler.update()
-            task.after_step(step, total, ok=ok)
-            meter.count(means, norm, ok)
+            lr = learning_rate(
+                step, base=steps.base, schedule=schedule, steps_per_epoch=steps_per_epoch, total=total
+            )
+            steps.take(step, total, feed, clock, lr=lr, first=step == start)
 
             done = step + 1
             journal.display.advance(done)
             logs = done % run.log_every == 0 or done in (1, total)
             saves = done % run.save_every == 0 or done == total
-            if not (logs or saves or (stop.code and world == 1)):
+            if not (logs or saves or (stop.code and fabric.world_size == 1)):
                 continue
 
             # Here, and nowhere else, the host waits for the device.
-            extra = task.figures() if logs else {}
-            seen = fetch({**meter.tensors(), **guard.tensors(), **stop.tensors(device), **extra})
-            if (wrong := guard.verdict(meter.names, seen)) is not None:
-                raise Diverged(f"{wrong}; {_kept(folder)}")
-            if scaler is not None and scaler.get_scale() < SMALLEST_SCALE:
-                raise Diverged(f"step {done}: every gradient overflows fp16; {_kept(folder)}")
+            seen = watch.look(done, figures=logs)
             if logs:
-                row = {"step": done, "epoch": done / steps_per_epoch, **meter.figures(seen), "train/lr": lr}
-                row |= {name: seen[name][0] for name in extra} | clock.read(world=world)
-                journal.write(done, row)
-                meter.reset()
-                if (message := alarm.hear(done, row)) is not None:
-                    journal.say(message)
-                    folder.record(alarm=message)
+                row = watch.write(seen, done=done, epoch=done / steps_per_epoch, lr=lr)
             code = stop.agreed(seen)
             if saves or code:
                 if folder.writes:
                     seconds = before + time.perf_counter() - begun
+                    world = fabric.world_size
                     training.save(folder.checkpoints, step=done, seconds=seconds, world=world, keep=run.keep)
                     folder.mark(done)
                 fabric.barrier()
@@ -193,30 +111,58 @@ def fit(
     return Result(max(start, total), before + time.perf_counter() - begun, row)
 
 
-def seed_draws(*place: int, device: torch.device) -> None:
-    """Draws inside a step depend on its place in the run alone, so a resumed run makes the same ones.
+def prepared(module: nn.Module, run: Run, *, sync_norm: bool, compiled: Sequence[nn.Module]) -> Fabric:
+    """The processes of a run, once they have met, and `module` as they train it."""
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    fabric = launch(run)
+    if sync_norm and fabric.world_size > 1:
+        synchronise(module, fabric.device)
+    if run.channels_last:
+        module.to(memory_format=torch.channels_last)
+    for slow in compiled if run.compile else ():
+        slow.compile()
+    return fabric
 
-    Seeds only what the run draws from: torch.manual_seed also visits, and queues for, every other backend.
-    """
-    drawn = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
-    torch.default_generator.manual_seed(drawn >> 1)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(drawn >> 1)
-    elif device.type == "mps":
-        torch.mps.manual_seed(drawn >> 1)
-    random.seed(drawn)
-    np.random.seed(drawn % 2**32)
 
+@dataclass(slots=True)
+class Watch:
+    """What the host reads of a run, in one copy from the device at each look, and says of it."""
 
-def require_gradients(module: nn.Module) -> None:
-    """Raises ValueError that names every trainable parameter which the first backward pass left untouched."""
-    without = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
-    if without:
-        listed = "\n  ".join(without)
-        raise ValueError(
-            f"{len(without)} trainable parameters got no gradient from the loss; use them, or freeze them "
-            f"with requires_grad_(False):\n  {listed}"
-        )
+    steps: Steps
+    folder: RunFolder
+    journal: Journal
+    stop: Stop
+    clock: Clock
+    alarm: Alarm
+    extra: tuple[str, ...] = field(default=(), init=False)
+    """Names of the task's own figures of the last look."""
+
+    def look(self, done: int, *, figures: bool) -> dict[str, list[float]]:
+        """All that `write` and `Stop.agreed` need. Raises Diverged when a number is not finite."""
+        steps = self.steps
+        extra = steps.task.figures() if figures else {}
+        self.extra = tuple(extra)
+        stopped = self.stop.tensors(steps.fabric.device)
+        seen = fetch({**steps.meter.tensors(), **steps.guard.tensors(), **stopped, **extra})
+        if (wrong := steps.guard.verdict(steps.meter.names, seen)) is not None:
+            raise Diverged(f"{wrong}; {_kept(self.folder)}")
+        if steps.scaler is not None and steps.scaler.get_scale() < SMALLEST_SCALE:
+            raise Diverged(f"step {done}: every gradient overflows fp16; {_kept(self.folder)}")
+        return seen
+
+    def write(self, seen: Mapping[str, Sequence[float]], *, done: int, epoch: float, lr: float) -> Row:
+        """The row of figures since the last, into the journal, and the alarm where they are bad."""
+        meter = self.steps.meter
+        row: Row = {"step": done, "epoch": epoch, **meter.figures(seen), "train/lr": lr}
+        row |= {name: seen[name][0] for name in self.extra}
+        row |= self.clock.read(world=self.steps.fabric.world_size)
+        self.journal.write(done, row)
+        meter.reset()
+        if (message := self.alarm.hear(done, row)) is not None:
+            self.journal.say(message)
+            self.folder.record(alarm=message)
+        return row
 
 
 def _kept(folder: RunFolder) -> str:

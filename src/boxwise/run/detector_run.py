@@ -17,9 +17,9 @@ from boxwise.data.loader import Each, Policy, Sampler, load_all
 from boxwise.data.targets import Labelled
 from boxwise.data.training_set import Repeated, repeat_factors, training_set
 from boxwise.engine.atomic import write_text
-from boxwise.engine.device import leads
+from boxwise.engine.device import device_of, leads
 from boxwise.engine.folder import RunFolder
-from boxwise.engine.loop import device_of, fit
+from boxwise.engine.loop import fit
 from boxwise.interop.files import IMAGENET_MEAN, IMAGENET_STD, Weights, write_state
 from boxwise.interop.keys import MatchReport
 from boxwise.recipes.recipe import TransferRecipe

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from boxwise.data.workers import cores
-from boxwise.engine.loop import device_of, dtype_of
+from boxwise.engine.device import device_of, dtype_of
 from boxwise.run.memory import free_memory
 
 PACKAGES = ("boxwise", "torch", "torchvision", "lightning-fabric", "timm", "faster-coco-eval", "pillow")

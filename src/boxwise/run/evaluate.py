@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from boxwise.data.targets import Category, open_labelled
-from boxwise.engine.loop import device_of
+from boxwise.engine.device import device_of
 from boxwise.interop.files import find_model, read_card, read_state
 from boxwise.recipes.built_in import BuiltInDetector
 from boxwise.strict import plain, read

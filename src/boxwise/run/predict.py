@@ -16,8 +16,8 @@ from boxwise.data.sources import Images, open_images
 from boxwise.data.workers import Ahead
 from boxwise.engine.atomic import read_json as read_facts
 from boxwise.engine.atomic import write_text
+from boxwise.engine.device import device_of
 from boxwise.engine.folder import RunFolder
-from boxwise.engine.loop import device_of
 from boxwise.engine.progress import ImageDisplay
 from boxwise.run.bad_images import BadImages
 from boxwise.run.draw import SURE

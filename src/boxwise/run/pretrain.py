@@ -14,10 +14,10 @@ from torch import distributed as dist
 from boxwise.data.loader import Load, feed
 from boxwise.data.objects import Proposer
 from boxwise.data.sources import Files, Images, open_images
-from boxwise.engine.device import leads
+from boxwise.engine.device import device_of, leads
 from boxwise.engine.folder import RunFolder
 from boxwise.engine.health import health
-from boxwise.engine.loop import device_of, fit
+from boxwise.engine.loop import fit
 from boxwise.geometry.views import Batch
 from boxwise.interop.files import Weights, load_weights, save_weights
 from boxwise.methods.base import Method

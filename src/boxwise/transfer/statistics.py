@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from boxwise.engine.loop import seed_draws
+from boxwise.engine.steps import seed_draws
 from boxwise.nn.ranks import gather, rank
 from boxwise.transfer.samples import DetectionBatch
 from boxwise.transfer.task import Detection
