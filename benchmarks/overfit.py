@@ -64,6 +64,8 @@ SMALL: dict[str, Any] = {
     "norm": "bn",
 }
 """What a run of minutes asks of a detector's settings, where it has them."""
+RES5_BOXES = 16
+"""Boxes of an image that train a head which is a whole stage of the backbone."""
 
 
 def adapted(family: str, *, steps: int, seed: int = 0, size: int = SIZE) -> TransferRecipe:
@@ -71,6 +73,8 @@ def adapted(family: str, *, steps: int, seed: int = 0, size: int = SIZE) -> Tran
     base = FAMILIES[family]()
     has = {key.partition(".")[2] for key in keys(type(base.detector), "detector")}
     own = {f"detector.{key}": value for key, value in SMALL.items() if key in has}
+    if base.detector.encoder().c4:
+        own["detector.box_batch_size_per_image"] = RES5_BOXES
     recipe = base.changed(
         {"backbone": "resnet18", "image_size": size, "seed": seed, "batch_size": IMAGES, "workers": 0}, own
     )
