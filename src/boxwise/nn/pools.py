@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from boxwise.geometry.boxes import rows
+from boxwise.nn.align import roi_align
 from boxwise.shapes import Boxes, Rows
 
 Map = Float[Tensor, "_rows _C _h _w"]  # rows are B, or B*P for patches
@@ -37,15 +37,13 @@ class Align:
         The stride is measured, not assumed: a 112-pixel view has 4 cells of 28 pixels on p5. Maps of half
         precision are read as float32, since box coordinates and RoIAlign need it.
         """
-        given = features.dtype
-        exact = torch.promote_types(given, torch.float32)
         x, y = features.shape[-1] / view[0], features.shape[-2] / view[1]
         if x != y:
             boxes = torch.stack([c * y / x if i in (2, 4) else c for i, c in enumerate(boxes.unbind(1))], 1)
-        options = {"sampling_ratio": self.sampling_ratio, "aligned": self.aligned}
-        features = features.to(exact, memory_format=torch.contiguous_format)  # one copy, not two
-        crops = roi_align(features, boxes.to(exact), self.size, x, **options)
-        return crops.to(given)
+        points, aligned = self.sampling_ratio, self.aligned
+        return roi_align(features, boxes, self.size, scale=x, sampling_ratio=points, aligned=aligned).to(
+            features.dtype
+        )
 
 
 class Pool(nn.Module, ABC):

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
+from boxwise.nn.align import roi_align
 from boxwise.shapes import Rows
 
 
@@ -74,14 +74,9 @@ class RoIPooler(nn.Module):
         return (level - finest).clamp(0, len(self.strides) - 1).long()
 
     def _pool(self, features: Tensor, scale: float, rows: Rows) -> Tensor:
-        exact = torch.promote_types(features.dtype, torch.float32)  # roi_align has no bfloat16 kernel
+        points, aligned = self.sampling_ratio, self.aligned
         return roi_align(
-            features.to(exact),
-            rows.to(exact),
-            self.output_size,
-            spatial_scale=scale,
-            sampling_ratio=self.sampling_ratio,
-            aligned=self.aligned,
+            features, rows, self.output_size[0], scale=scale, sampling_ratio=points, aligned=aligned
         )
 
 
