@@ -61,6 +61,7 @@ SMALL: dict[str, Any] = {
     "train_sizes": (),
     "train_max_size": None,
     "frozen_stages": 0,
+    "negative_iou": 0.5,  # anchors that no loss reads say anything where all others are known by heart
     "norm": "bn",
 }
 """What a run of minutes asks of a detector's settings, where it has them."""

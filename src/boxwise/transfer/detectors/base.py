@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
@@ -66,6 +66,8 @@ class Detector(nn.Module, ABC):
 class DetectorConfig(ABC):
     """Settings that all detectors share. Subclasses are `@settings` with a literal `name`."""
 
+    least_shrink: ClassVar[float] = 1 / 4
+    """The least that `shrink` says."""
     name: str
     backbone: str = "resnet50"
     """torchvision's resnet18, 34, 50 or 101, or any timm backbone with feature maps."""
@@ -143,8 +145,8 @@ class DetectorConfig(ABC):
                 yield f"detector.{key}: expected 1 or more, got {getattr(self, key)}"
 
     def shrink(self) -> float:
-        """What default sizes in pixels are multiplied by: a power of two, 1 at 800 px and 1/4 at the least."""
-        return 2.0 ** min(0, max(-2, round(math.log2(self.min_size / 800))))
+        """What default sizes in pixels are multiplied by: a power of two, 1 at 800 px."""
+        return max(self.least_shrink, 2.0 ** min(0, round(math.log2(self.min_size / 800))))
 
     def default_anchors(self) -> tuple[int, ...]:
         """Five sizes in pixels that follow the images'."""

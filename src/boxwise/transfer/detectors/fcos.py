@@ -48,7 +48,7 @@ class FCOS(OneStage):
     """Cells around a thing's centre, within it, that answer for it; 0: all cells within it."""
     ranges: tuple[int, int, int, int] | None = None
     """Pixels: the farthest side of a box that p3, p4, p5 and p6 answer for, p7 for all beyond; none: 64 to 512 at
-    800 px, halved for each halving of `min_size`, but never below 16 to 128."""
+    800 px, half of it at 400 px and below."""
 
     def limits(self) -> tuple[int, ...]:
         """Pixels, one for each of p3 to p6."""

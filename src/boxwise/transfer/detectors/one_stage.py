@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,6 +33,7 @@ TERMS = {"classification": "classifier", "bbox_regression": "box", "bbox_ctrness
 class OneStage(DetectorConfig):
     """What RetinaNet and FCOS share."""
 
+    least_shrink: ClassVar[float] = 1 / 2  # their maps begin at stride 8, and a thing should span some cells
     fpn_channels: int = 256
     fpn_norm: Literal["bn", "none"] = "bn"
     """BatchNorm after each convolution of the FPN, or none. p6 and p7 have none."""

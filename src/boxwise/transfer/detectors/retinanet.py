@@ -50,7 +50,7 @@ class RetinaNet(OneStage):
     """An anchor that overlaps all things less is of the background; those between do not count."""
     anchor_sizes: tuple[int, int, int, int, int] | None = None
     """Pixels, one for each of p3 to p7, each with two more at a third and two thirds of an octave; none: 32 to
-    512 at 800 px, halved for each halving of `min_size`, but never below 8 to 128."""
+    512 at 800 px, half of it at 400 px and below."""
 
     def anchors(self) -> tuple[int, ...]:
         """Pixels, the first of each of p3 to p7."""
