@@ -22,7 +22,7 @@ from boxwise.run.verdict import signed
 
 UNLABELLED, LABELLED, TEST = 3000, 300, 600
 """Scenes to pretrain on, to fine-tune on, and to measure on."""
-PRETRAIN_STEPS, FINETUNE_STEPS = 900, 500
+PRETRAIN_STEPS, FINETUNE_STEPS = 800, 500
 """What fits into ten minutes on two cores."""
 LEAST = 32
 """Scenes of a kind at any scale: one batch."""
