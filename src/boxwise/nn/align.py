@@ -2,8 +2,8 @@
 
 A box reads its bins as means of bilinear samples on a grid of rows and columns, so that what it reads is two small
 matrix products, weights of rows @ map @ weights of columns. On small maps a CPU does these faster than it gathers
-samples and scatters their gradients, and adds those up in a fixed order. On large maps, where a box sees but a small part, and on other
-devices torchvision's kernel is faster.
+samples and scatters their gradients, and adds those up in a fixed order. On large maps, where a box sees but a small
+part, and on other devices torchvision's kernel is used.
 """
 
 from __future__ import annotations
