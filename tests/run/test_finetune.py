@@ -115,6 +115,8 @@ def test_pretrained_weights_arrive_in_a_detector_of_their_shape(
     assert all(torch.equal(ours[name], theirs[name]) for name in learnt)
     found = load_detector(out)
     assert (found.config.backbone, found.config.fpn_channels) == ("test_resnet", 24)
+    assert found.precision == "fp32"  # as it was measured: bfloat16 moves figures
+    assert next(found.model.backbone.parameters()).is_contiguous(memory_format=torch.channels_last)
     assert found.model.mean == pytest.approx([0.5, 0.4, 0.3])
     assert [c.name for c in found.categories] == [
         c.name for c in open_labelled(data, split="train").categories

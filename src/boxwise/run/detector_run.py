@@ -209,6 +209,8 @@ def _keep(
         "classes": [*recipe.detector.classes(train)],
         "mean": [*mean],
         "std": [*std],
+        "precision": "fp32" if recipe.run.precision == "fp16" else recipe.run.precision,
+        "channels_last": recipe.run.channels_last,
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
     write_state(folder / "export", state, card)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from boxwise.data.targets import Category, open_labelled
 from boxwise.engine.device import device_of
 from boxwise.interop.files import find_model, read_card, read_state
@@ -27,6 +29,8 @@ class SavedDetector:
     measure: Measure
     classes: tuple[str, ...]
     """What it tells apart: the categories, and with the background where that is a class."""
+    precision: Literal["auto", "fp32", "bf16"]
+    """What it was measured in, and is run in again: other roundings move its figures."""
 
 
 def evaluate(
@@ -61,7 +65,7 @@ def evaluate(
         measure=measure,
         batch_size=batch_size,
         device=where,
-        precision=precision_of("auto", where),
+        precision=precision_of(saved.precision, where),
     )
     return {**found.figures, "images": len(test)}
 
@@ -79,8 +83,10 @@ def load_detector(run: Path) -> SavedDetector:
     classes = tuple(card.get("classes", [category.name for category in categories]))
     model = config.build(classes=len(classes), mean=card["mean"], std=card["std"])
     model.load_state_dict(read_state(file))
+    if card.get("channels_last", True):
+        model.to(memory_format=torch.channels_last)
     measure: Measure = read(Measure, card.get("measure", {}), at="measure")
-    return SavedDetector(model, config, categories, measure, classes)
+    return SavedDetector(model, config, categories, measure, classes, card.get("precision", "auto"))
 
 
 def as_table(figures: Mapping[str, Any]) -> str:

@@ -115,7 +115,7 @@ def looked_at(
         pin=device.type == "cuda",
         on_bad=bad.add,
     )
-    precision = precision_of("auto", device)
+    precision = precision_of(saved.precision, device)
     readable = (batch for batch in batches if batch is not None)
     with ImageDisplay(KIND, start=0, total=len(source)) as display:
         for one, batch in detections(saved.model, readable, device=device, precision=precision):
