@@ -7,12 +7,11 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 import torch
@@ -22,9 +21,9 @@ from boxwise.engine import checkpoint
 from boxwise.engine.folder import read_json
 from boxwise.engine.guard import Diverged
 from boxwise.engine.metrics import read_rows
-from torchrun import as_torchrun
+from processes import as_torchrun, finished, free_port, kill, save_slowly, until
 
-TOTAL = 40
+TOTAL, HALF = 40, 2000
 # A server that has imported torch forks each process in milliseconds; spawning one takes seconds.
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
@@ -32,38 +31,19 @@ context.set_forkserver_preload(
 )
 
 
+def process(target: Callable[..., None], *args: Any) -> BaseProcess:
+    return context.Process(target=target, args=args)
+
+
 def start(target: Callable[..., None], *args: Any) -> BaseProcess:
-    process = context.Process(target=target, args=args)
-    process.start()
-    return process
-
-
-def until(true: Callable[[], object], process: BaseProcess) -> None:
-    """Waits for `true`; fails if the process has ended without it."""
-    deadline = time.monotonic() + 60
-    while not true():
-        assert process.is_alive() and time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-def slow_to_save(state: object, file: IO[bytes]) -> None:
-    """torch.save in two halves with a pause between, so that a kill can hit the middle."""
-    import io
-
-    whole = io.BytesIO()
-    SAVE(state, whole)
-    file.write(whole.getvalue()[:2000])
-    file.flush()
-    time.sleep(0.05)
-    file.write(whole.getvalue()[2000:])
-
-
-SAVE = torch.save
+    started = process(target, *args)
+    started.start()
+    return started
 
 
 def run(path: Path, resume: bool, pause: float) -> None:
     torch.set_num_threads(1)
-    torch.save = slow_to_save
+    save_slowly(half=HALF, pause=0.05)
     task = ToyTask(fresh(), lambda step: time.sleep(pause))
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         train(path, task, total=TOTAL, resume=resume, save_every=6, log_every=4)
@@ -85,11 +65,6 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def kill(process: BaseProcess) -> None:
-    process.kill()  # says nothing where the run came to its end first, as on a quick machine it may
-    process.join()
-
-
 def test_kill_9_at_any_moment_costs_no_bit(calm: Path, tmp_path: Path) -> None:
     """Before the first checkpoint, in the middle of a save, and at random; then on to the end."""
     path = tmp_path / "run"
@@ -103,11 +78,11 @@ def test_kill_9_at_any_moment_costs_no_bit(calm: Path, tmp_path: Path) -> None:
     for _ in range(2):
         process = start(run, path, True, 0.0)
         known = len(checkpoint.found(saves))
-        until(lambda: any(p.stat().st_size == 2000 for p in saves.glob("*.tmp")), process)
+        until(lambda: any(p.stat().st_size == HALF for p in saves.glob("*.tmp")), process)
         kill(process)
         assert len(checkpoint.found(saves)) == known
         for left in saves.glob("*.tmp"):
-            assert left.stat().st_size == 2000
+            assert left.stat().st_size == HALF
         process = start(run, path, True, 0.0)
         until(lambda n=known: len(checkpoint.found(saves)) > n, process)
         kill(process)
@@ -170,12 +145,6 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
     assert process.exitcode == 130
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 def rank(path: Path, number: int, world: int, port: int, norm: bool, accumulate: int) -> None:
     """One process as torchrun starts it."""
     torch.set_num_threads(1)
@@ -204,11 +173,7 @@ def test_two_ranks_equal_one_process_with_the_joint_batch(
     one, two = tmp_path / "one", tmp_path / "two"
     joint(one, norm, accumulate=accumulate)
     port = free_port()
-    ranks = [start(rank, two, number, 2, port, norm, accumulate) for number in range(2)]
-    for process in ranks:
-        process.join(60)
-    logs = "".join(p.read_text()[-3000:] for p in tmp_path.glob("two.*.log"))
-    assert [process.exitcode for process in ranks] == [0, 0], logs
+    finished([process(rank, two, number, 2, port, norm, accumulate) for number in range(2)], two)
     alone, together = (checkpoint.load(p / "checkpoints" / "step-00000012.pt") for p in (one, two))
     assert together["world"] == 2
     for name, value in alone["module"].items():

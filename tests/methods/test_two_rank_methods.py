@@ -9,9 +9,10 @@ from __future__ import annotations
 import methods_on_two_ranks
 import pytest
 import torch
-import torch.multiprocessing as mp
 from methods_on_two_ranks import CASES
 from torch import Tensor
+
+import processes
 
 Results = tuple[dict[str, dict[str, Tensor]], ...]
 
@@ -19,9 +20,7 @@ Results = tuple[dict[str, dict[str, Tensor]], ...]
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What the two processes computed, case by case; they are started once."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(methods_on_two_ranks.work, args=(str(folder),), nprocs=2)
-    return tuple(torch.load(folder / f"{rank}.pt") for rank in (0, 1))
+    return processes.two_ranks(methods_on_two_ranks.work, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import two_ranks
 from torch import Tensor
 from two_ranks import CASES, SHAPES, SPLITS, draw
+
+import processes
 
 Results = tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Tensor]]]
 
@@ -15,10 +16,7 @@ Results = tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Tensor]]]
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What the two processes computed, case by case; they are started once."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(two_ranks.work, args=(str(folder),), nprocs=2)
-    first, second = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
-    return first, second
+    return processes.two_ranks(two_ranks.work, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture

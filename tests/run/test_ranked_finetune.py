@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from tiny import DETECTOR, facts, rows
 
 from boxwise.run.scenes import scenes
-from torchrun import as_torchrun
+from processes import as_torchrun, finished, free_port
 
 TOLD: dict[str, Any] = {
     **DETECTOR,
@@ -43,18 +42,11 @@ def run(recipe: str, data: Path, out: Path, number: int, world: int, port: int) 
 
 
 def train(recipe: str, data: Path, out: Path, *, world: int) -> Path:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = int(s.getsockname()[1])
+    port = free_port()
     ranks = [
         context.Process(target=run, args=(recipe, data, out, number, world, port)) for number in range(world)
     ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    logs = "".join(p.read_text()[-3000:] for p in out.parent.glob(f"{out.name}.*.log"))
-    assert [process.exitcode for process in ranks] == [0] * world, logs
+    finished(ranks, out)
     return out
 
 

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import math
 import multiprocessing
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from tiny import facts, photos, rows, settings
 
 from boxwise.engine import checkpoint
 from boxwise.strict import load_yaml
-from torchrun import as_torchrun
+from processes import as_torchrun, finished, free_port
 
 SYNCHRONISED = ("scrl", "scrl_fpn", "byol", "simsiam", "soco", "resim_simsiam_r50_c4_in100_500ep")
 QUEUES = {"mocov2": 1, "insloc": 4, "detco": 8, "resim": 1}
@@ -55,24 +54,13 @@ def in_double(self: Any, load: Any, device: torch.device) -> Any:
     return dataclasses.replace(batch, views=tuple(views), draws=draws)
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 def train(recipe: str, data: Path, out: Path, *, world: int, double: bool = True, steps: int = 2) -> None:
     port = free_port()
     ranks = [
         context.Process(target=run, args=(recipe, data, out, number, world, port, double, steps))
         for number in range(world)
     ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    logs = "".join(p.read_text()[-3000:] for p in out.parent.glob(f"{out.name}.*.log"))
-    assert [process.exitcode for process in ranks] == [0] * world, logs
+    finished(ranks, out)
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed import HALF, kill, start, until
+from killed import HALF, start
 from tiny import facts, flags, photos, rows, settings
 
 from boxwise.engine import checkpoint
+from processes import kill, until
 
 STEPS = 14
 RECIPES = {"scrl": 0, "mocov2": 1}

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from killed import kill, start, until
+from killed import start
 from tiny import facts, flags, photos, rows, settings
 
 from boxwise.engine import checkpoint
+from processes import kill, until
 
 STEPS = 4
 HELD = {

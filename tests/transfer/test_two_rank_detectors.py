@@ -7,8 +7,9 @@ from typing import Any
 import detectors_on_two_ranks
 import pytest
 import torch
-import torch.multiprocessing as mp
 from detectors_on_two_ranks import CASES, STATISTICS
+
+import processes
 
 Ranks = tuple[dict[str, Any], dict[str, Any]]
 
@@ -16,10 +17,7 @@ Ranks = tuple[dict[str, Any], dict[str, Any]]
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     """What the two processes computed, case by case; they are started once."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(detectors_on_two_ranks.work, args=(str(folder),), nprocs=2)
-    first, second = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
-    return first, second
+    return processes.two_ranks(detectors_on_two_ranks.work, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("case", CASES)
