@@ -17,8 +17,8 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed  ## pretrain, fine-tune twice, compare: demo/report.html
 	$(BIN)/boxwise demo --out demo --overwrite
 
-test: $(VENV)/.installed  ## the whole suite on CPU
-	$(BIN)/python -m pytest -m "not gpu"
+test: $(VENV)/.installed  ## the whole suite on CPU, on up to four cores
+	$(BIN)/python -m pytest -m "not gpu" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 parity: $(VENV)/.installed  ## values of the official implementations: make parity GOLDEN=DIR
 	BOXWISE_GOLDEN=$(abspath $(GOLDEN)) $(BIN)/python -m pytest tests/parity
