@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from boxwise.run.draw import (
     found_things,
     hue,
     overlaid,
+    write_picture,
 )
 
 CATEGORIES = (Category(3, "cat"), Category(7, "person", ("a", "b", "c"), ((1, 2), (2, 3))))
@@ -105,6 +107,25 @@ def test_a_files_bytes_are_what_its_name_says(suffix: str) -> None:
     with Image.open(io.BytesIO(encoded(grey(5, 7), suffix))) as picture:
         assert picture.format == ("PNG" if suffix == ".png" else "JPEG") and picture.size == (7, 5)
         assert np.abs(np.asarray(picture).astype(int) - 100).max() <= 2
+
+
+def test_a_picture_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Breaks when a write that ends midway leaves half a picture, which a resumed run takes for a whole one."""
+    out = tmp_path / "figures" / "views.png"
+    noise = torch.randint(256, (3, 40, 40), dtype=torch.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for before in ([], [out]):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the file breaks off there
+        try:
+            with pytest.raises(OSError, match="too large"):
+                write_picture(noise, out)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert [*out.parent.iterdir()] == before
+        if not before:
+            write_picture(grey(5, 7), out)
+    with Image.open(out) as picture:
+        assert (np.asarray(picture) == 100).all()
 
 
 def test_the_sheet_shows_truth_above_what_was_found(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as T
 from boxwise.data.coco import Category
 from boxwise.data.outlines import Outline, rasterise
 from boxwise.data.targets import Labelled, Labels
+from boxwise.engine.atomic import written
 from boxwise.shapes import Picture
 
 Colour = tuple[int, int, int]
@@ -165,9 +166,10 @@ def framed(pixels: Tensor, height: int, width: int) -> Tensor:
 
 
 def write_picture(pixels: Tensor, out: Path) -> None:
-    """uint8 (3, H, W) to PNG or JPEG, by the name's ending."""
+    """uint8 (3, H, W) to PNG or JPEG, by the name's ending; whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(encoded(pixels, out.suffix))
+    with written(out) as file:
+        file.write(encoded(pixels, out.suffix))
 
 
 def encoded(pixels: UInt8[Tensor, "3 _h _w"], suffix: str) -> bytes:
