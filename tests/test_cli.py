@@ -330,6 +330,21 @@ def test_a_demo_replaces_nothing_but_a_demo(tmp_path: Path, capsys: pytest.Captu
     assert [path.name for path in tmp_path.iterdir()] == ["mine.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [(["pretrain", "scrl"], "views.0.crop.size"), (["finetune", "faster_rcnn_fpn"], "detector.min_size")],
+)
+def test_mistakes_of_every_kind_are_told_at_once(
+    words: list[str], size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when a misspelt key hides what cannot be together, or the backbone is looked at last of all."""
+    flags = ["--image-size", "16", "--optim.lrr", "3", "--backbone", "resnet19"]
+    assert main([*words, "--data", "/nowhere", "--out", "o", *flags]) == 2
+    said = capsys.readouterr().err
+    for told in ("optim.lrr: no such setting", f"{size}: ", "unknown backbone 'resnet19'"):
+        assert told in said, told
+
+
 @pytest.mark.parametrize("words", [["pretrain", "scrl"], ["finetune", "faster_rcnn_fpn"]])
 def test_an_unknown_backbone_is_told_before_data_is_touched(
     words: list[str], capsys: pytest.CaptureFixture[str]

@@ -168,6 +168,18 @@ def test_what_cannot_be_together_is_named() -> None:
             base.changed(change)
 
 
+def test_nothing_is_said_of_what_could_not_be_read() -> None:
+    """Breaks when the old values of a section with a mistake are told to be in conflict with the new ones of others."""
+    base = pretrain.scrl_r50_200ep()
+    levels = {"method.levels": ["p2", "p3", "p4", "p5"]}
+    with pytest.raises(SettingsError, match=r"need encoder\.fpn: true"):
+        base.changed(levels)
+    with pytest.raises(SettingsError) as caught:
+        base.changed({**levels, "encoder.fpnn": True, "steps": 0})
+    said = [problem.partition(": ")[0] for problem in caught.value.problems]
+    assert said == ["encoder.fpnn", "schedule"]
+
+
 def test_another_method_can_be_laid_in() -> None:
     recipe = pretrain.scrl_r50_200ep().changed({"method": {"name": "byol"}})
     assert recipe.method.name == "byol"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import torchvision
@@ -104,8 +105,8 @@ def _resnet(name: str, zero_init_last: bool) -> tuple[nn.Module, Widths]:
     return ResNetBody(whole), [(4 << i, top >> (3 - i)) for i in range(4)]
 
 
-def refuse_unknown(name: str) -> None:
-    """Raises SettingsError with the nearest names for a backbone that neither torchvision nor timm has."""
+def unknown(name: str) -> Iterator[str]:
+    """What to tell, with the nearest names, of a backbone that neither torchvision nor timm has."""
     if name in RESNETS:
         return
     import timm
@@ -113,13 +114,14 @@ def refuse_unknown(name: str) -> None:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, backbones(), n=3, cutoff=0.5)
         known = f"nearest: {', '.join(near)}" if near else "`boxwise list backbones` names them all"
-        raise SettingsError([f"encoder.backbone: unknown backbone {name!r}; {known}"])
+        yield f"encoder.backbone: unknown backbone {name!r}; {known}"
 
 
 def _timm(name: str, zero_init_last: bool) -> tuple[nn.Module, Widths]:
     import timm
 
-    refuse_unknown(name)
+    if problems := [*unknown(name)]:
+        raise SettingsError(problems)
     if zero_init_last:
         raise ValueError(
             f"encoder.zero_init_last: works for {', '.join(RESNETS)}, not for {name}; set it to false"

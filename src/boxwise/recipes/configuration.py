@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 from boxwise.config import Data, Optimiser, Run, Schedule
@@ -94,11 +95,9 @@ class Configuration(ABC):
                 sections[section] = read(self._kind(section, kind, raw), raw[section], at=section)
             except SettingsError as error:
                 problems += error.problems
-        if problems:
-            raise SettingsError(problems)
         recipe = dataclasses.replace(self, **sections)  # type: ignore[type-var]
-        if impossible := [*lengths_and_batch(recipe), *recipe.conflicts()]:
-            raise SettingsError(impossible)
+        if problems := [*problems, *_impossible(recipe, self.kinds().keys() - sections.keys())]:
+            raise SettingsError(problems)
         return recipe
 
     def _kind(self, section: str, kind: Any, raw: Raw) -> Any:
@@ -135,6 +134,13 @@ def lengths_and_batch(recipe: Configuration) -> Iterator[str]:
             f"run.batch_size: {run.batch_size} is not a multiple of {parts} "
             "(run.accumulate * run.devices * run.nodes)"
         )
+
+
+def _impossible(recipe: Configuration, unread: Collection[str]) -> Iterator[str]:
+    """What cannot be together, but for sentences on sections that could not be read, whose old values stand there."""
+    for sentence in (*lengths_and_batch(recipe), *recipe.conflicts()):
+        if not any(re.search(rf"\b{section}[.:]", sentence) for section in unread):
+            yield sentence
 
 
 def _one_length(schedule: Any) -> Any:

@@ -12,7 +12,7 @@ from boxwise.data.cut import ViewSpec
 from boxwise.data.order import whole_batches
 from boxwise.data.paste import fewest
 from boxwise.methods.base import MethodConfig
-from boxwise.nn.backbones import RESNETS
+from boxwise.nn.backbones import RESNETS, unknown
 from boxwise.nn.encoder import EncoderConfig
 from boxwise.recipes.built_in import BuiltInOptimiser
 from boxwise.recipes.configuration import Configuration
@@ -81,6 +81,7 @@ class Recipe(Configuration):
         return found
 
     def conflicts(self) -> Iterator[str]:
+        yield from unknown(self.encoder.backbone)
         for i, view in enumerate(self.views):
             if view.crop.size < 32:
                 yield f"views.{i}.crop.size: {view.crop.size} px is less than a cell of the coarsest level (32)"
@@ -136,6 +137,8 @@ class TransferRecipe(Configuration):
         return {"detector": {"backbone": value}} if key == "backbone" else None
 
     def conflicts(self) -> Iterator[str]:
+        yield from unknown(self.detector.encoder().backbone)
+        yield from self.detector.problems(pretrained=True)  # a run tells what it cannot do without weights
         file = self.measure.geodesics
         if file is not None and not Path(file).is_file():
             yield f"measure.geodesics: no file {file}"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from boxwise.engine.device import leads
-from boxwise.nn.backbones import refuse_unknown
 from boxwise.recipes import pretrain as pretraining
 from boxwise.recipes import tables
 from boxwise.recipes import transfer as transferring
@@ -105,10 +104,6 @@ def _found(
     layers.append(settings or {})
     given = frozenset(key for layer in layers for key in given_keys(layer, recipe))
     changed = recipe.changed(*layers)
-    if isinstance(changed, Recipe):
-        refuse_unknown(changed.encoder.backbone)
-    elif isinstance(changed, TransferRecipe):
-        refuse_unknown(changed.detector.encoder().backbone)
     return Found(on_ranks(changed), source, fitted, given, tuple(_implied(recipe, changed, layers, given)))
 
 
