@@ -101,7 +101,17 @@ def test_one_item_of_a_list_can_be_changed() -> None:
 
 def test_keys_reach_into_unions_and_tuples() -> None:
     known = set(keys(Outer))
-    assert {"inner.size", "many.kind", "optim.trust", "optim.nesterov", "count"} <= known
+    assert {"inner.size", "many.0.kind", "optim.trust", "optim.nesterov", "count"} <= known
+
+
+def test_the_nearest_key_stands_at_the_place_that_was_typed() -> None:
+    """Breaks when a key is proposed that is none, as many.kind is, or that changes another item."""
+    with pytest.raises(SettingsError) as caught:
+        read(tuple[Inner, ...], [{}, {"kin": "a", "zize": [0, 1]}], at="many")
+    assert caught.value.problems == (
+        "many.1.kin: no such setting, did you mean many.1.kind?",
+        "many.1.zize: no such setting, did you mean many.1.size?",
+    )
 
 
 def test_the_nearest_key_may_stand_elsewhere() -> None:

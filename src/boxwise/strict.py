@@ -17,6 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
 Raw = dict[str, Any]
+UNITED = (typing.Union, types.UnionType, tuple, typing.Annotated)
+"""Types that are made of others."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -86,12 +88,17 @@ def read(kind: type[T] | Any, raw: Any, *, at: str = "") -> T:
 
 
 def keys(kind: Any, at: str = "") -> Iterator[str]:
-    """Every dotted key that settings of `kind` have."""
-    for member in _classes(kind):
-        for field in dataclasses.fields(member):
+    """Every dotted key that settings of `kind` have; those of a list at its first place."""
+    if typing.get_origin(kind) is tuple:
+        at = f"{at}.0" if at else "0"
+    if typing.get_origin(kind) in UNITED:
+        for part in typing.get_args(kind):
+            yield from keys(part, at)
+    elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        for field in dataclasses.fields(kind):
             key = f"{at}.{field.name}" if at else field.name
             yield key
-            yield from keys(_hints(member)[field.name], key)
+            yield from keys(_hints(kind)[field.name], key)
 
 
 def nearest(word: str, known: Sequence[str] | Iterator[str]) -> str:
@@ -135,7 +142,7 @@ def _problem(kind: Any, error: Any, at: str) -> str:
     tags = {name for member in _reachable(kind) for name in (_tag(member), member.__name__) if name}
     key = ".".join([*([at] if at else []), *(p for i, p in enumerate(place) if not _is_tag(place, i, tags))])
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{key}: no such setting{nearest(key, keys(kind, at))}"
+        return f"{key}: no such setting{nearest(key, (_placed(k, key) for k in keys(kind, at)))}"
     if error["type"] == "union_tag_invalid":
         key = f"{key}.name" if key else "name"
         return f"{key}: {error['ctx']['tag']} is none of {error['ctx']['expected_tags']}"
@@ -143,6 +150,12 @@ def _problem(kind: Any, error: Any, at: str) -> str:
         return f"{key}: {error['msg'].removeprefix('Value error, ')}"
     given = "" if error["type"].startswith(("missing", "union_tag")) else f", got {error['input']!r}"
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}{given}"
+
+
+def _placed(known: str, typed: str) -> str:
+    """A known key, at the places in lists that were typed."""
+    places = (part for part in typed.split(".") if part.isdigit())
+    return ".".join(next(places, part) if part.isdigit() else part for part in known.split("."))
 
 
 def _is_tag(place: list[str], i: int, tags: set[str]) -> bool:
@@ -166,7 +179,7 @@ def _classes(kind: Any) -> list[type]:
     """The settings classes that a type may be: itself, or members of a union, a tuple, an Annotated."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return [kind]
-    if typing.get_origin(kind) in (typing.Union, types.UnionType, tuple, typing.Annotated):
+    if typing.get_origin(kind) in UNITED:
         return [c for part in typing.get_args(kind) for c in _classes(part)]
     return []
 
