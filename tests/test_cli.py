@@ -50,6 +50,45 @@ def test_a_misspelt_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
     assert "did you mean --data?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["pretrain", "scrl", "--dta", "photos"], ["dta: no such setting, did you mean --data?"]),
+        (
+            ["pretrain", "--dta", "photos", "scrl", "--lrr=1"],
+            ["mean --data?", "lrr: no such setting, did you mean lr?"],
+        ),
+        (["compare", "--dta", "d", "--init", "random", "x"], ["dta: no such setting, did you mean --data?"]),
+        (
+            [
+                "finetune",
+                "faster_rcnn_fpn",
+                "--data",
+                "d",
+                "--label",
+                "0.1",
+                "--weigths",
+                "x",
+                "--optim.lrr",
+                "1",
+            ],
+            ["did you mean --labels?", "did you mean --weights?", "did you mean optim.lr?"],
+        ),
+        (
+            ["pretrain", "scrl", "--data", "d", "--allow-drif"],
+            ["allow_drif: no such setting, did you mean --allow-drift?"],
+        ),
+    ],
+)
+def test_a_misspelt_flag_that_passes_for_a_setting_names_the_nearest_of_both(
+    words: list[str], told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when --dta is passed over in silence since --data is missing, or --weigths is told to be weights.parts."""
+    assert main([*words, "--out", "o"]) == 2
+    said = capsys.readouterr().err
+    assert all(sentence in said for sentence in told), said
+
+
 def test_settings_are_told_from_the_verbs_own_flags() -> None:
     known, settings = _split(
         "pretrain",
@@ -125,6 +164,18 @@ def test_the_help_of_a_recipe_names_its_short_flags(capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     assert "usage: boxwise pretrain" in said
     assert "--run.batch_size 8192" in said and "--batch-size, " in said and "--image-size" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["scrl", "--data", "photos", "--help"], ["--data", "photos", "--resume", "--out=o", "scrl", "--help"]],
+)
+def test_the_help_of_a_recipe_wants_no_order_of_words(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when what follows a flag is taken for the recipe, or what follows a switch for its value."""
+    assert main(["pretrain", *words]) == 0
+    assert "settings of scrl_r50_200ep" in capsys.readouterr().out
 
 
 def test_the_demo_keeps_out_of_a_folder_of_other_things(

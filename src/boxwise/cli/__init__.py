@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tyro
@@ -44,6 +45,8 @@ GO_ON = {
 INNER: dict[str, type[Verb]] = {"proposals check": data.CheckProposals, "data check": data.CheckData}
 """Commands of two words. A folder that is named like the second is reached as ./check."""
 WITH_RECIPE = ("show", "pretrain", "finetune", "compare")
+DETECTING = ("finetune", "compare")
+"""Those of them whose recipe is a detector's."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +75,7 @@ def _run(verb: str, argv: list[str]) -> int:
         with plain_warnings():
             return _called(verb, argv)
     except SettingsError as error:
-        return _usage(*error.problems)
+        return _usage(*(_or_flag(verb, problem) for problem in error.problems))
     except SystemExit as stop:  # tyro's help and usage errors; the engine's 130 and 143
         if stop.code in STOPPED:
             _say_how_to_go_on(verb)
@@ -99,8 +102,11 @@ def _called(verb: str, argv: list[str]) -> int:
             kind, args=known, prog=f"boxwise {verb}", config=(tyro.conf.FlagCreatePairsOff,)
         )
     except SystemExit as stop:
-        if stop.code == 0 and verb in WITH_RECIPE:
-            _recipe_help(verb, argv)
+        if verb in WITH_RECIPE:
+            if stop.code == 0:
+                _recipe_help(verb, known)
+            else:
+                _refuse_unknown(verb, known, settings)
         print(end="", flush=True)
         raise
     code = command.call(settings) or 0
@@ -152,16 +158,51 @@ def _overview() -> str:
     )
 
 
-def _recipe_help(verb: str, argv: Sequence[str]) -> None:
+def _recipe_help(verb: str, known: Sequence[str]) -> None:
     """Every setting of the named recipe with its value, after the verb's own flags."""
-    named = [word for word in argv if not word.startswith("-")]
-    if verb == "compare":  # whose recipe is a flag
-        named = [after for word, after in itertools.pairwise(argv) if word == "--detector"]
-    if not named:
-        return
-    from boxwise.run.catalogue import settings_help
+    if named := _recipe(verb, known):
+        from boxwise.run.catalogue import settings_help
 
-    print(settings_help(named[0], kind="transfer" if verb in ("finetune", "compare") else "pretrain"))
+        print(settings_help(named, kind="transfer" if verb in DETECTING else "pretrain"))
+
+
+def _refuse_unknown(verb: str, known: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Beside what tyro said: an argument may be missing since its flag was misspelt and taken for a setting.
+
+    Raises SettingsError. A file of settings may change what there is, so nothing is said beside one.
+    """
+    named = _recipe(verb, known) or (recipes.Compare.detector if verb == "compare" else None)
+    if named and not any(word.startswith("--config") for word in known):
+        from boxwise.run.find import pretrain_recipe, transfer_recipe
+
+        (transfer_recipe if verb in DETECTING else pretrain_recipe)(named, settings=settings)
+
+
+def _or_flag(verb: str, problem: str) -> str:
+    """What is no setting may be a flag of the verb, misspelt: the nearer of the two is told."""
+    key, none, setting = problem.partition(": no such setting")
+    flags = ["help", *(f.name for f in dataclasses.fields((VERBS | INNER)[verb]) if f.name != "recipe")]
+    near = setting.removeprefix(", did you mean ").removesuffix("?")
+    close = difflib.get_close_matches(key, [*flags, near], n=1)
+    return (
+        f"{key}{none}, did you mean --{close[0].replace('_', '-')}?"
+        if none and {*close} & {*flags}
+        else problem
+    )
+
+
+def _recipe(verb: str, known: Sequence[str]) -> str | None:
+    """The recipe's name: the first word that is neither a flag nor what follows one."""
+    if verb == "compare":  # whose recipe is a flag
+        return next((after for word, after in itertools.pairwise(known) if word == "--detector"), None)
+    alone = {"help", "h", *(f.name for f in dataclasses.fields(VERBS[verb]) if f.type == "bool")}
+    words = iter(known)
+    for word in words:
+        if not word.startswith("-"):
+            return word
+        if "=" not in word and word.lstrip("-").replace("-", "_") not in alone:
+            next(words, None)
+    return None
 
 
 def _usage(*problems: str) -> int:
