@@ -110,6 +110,15 @@ def test_settings_are_told_from_the_verbs_own_flags() -> None:
     assert settings == {"optim.lr": 0.01, "batch_size": 64, "compile": True, "seed": -1}
 
 
+def test_a_bare_switch_leaves_the_recipe_alone() -> None:
+    """Breaks when `--compile scrl` takes the recipe for its value."""
+    assert _split("pretrain", ["--compile", "scrl", "--out", "o"]) == (
+        ["scrl", "--out", "o"],
+        {"compile": True},
+    )
+    assert _split("pretrain", ["--compile", "false", "scrl"]) == (["scrl"], {"compile": False})
+
+
 def test_verbs_without_recipe_take_no_settings() -> None:
     with pytest.raises(SettingsError, match="no such flag"):
         _split("doctor", ["--optim.lr", "1"])

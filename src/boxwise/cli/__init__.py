@@ -17,6 +17,8 @@ from boxwise.cli.failures import empty_words, plain_warnings, told
 from boxwise.cli.verb import FAILED, USAGE, Verb
 from boxwise.strict import SettingsError, nearest, scalar
 
+SWITCHES = ("compile", "run.compile")
+"""Settings that are given bare so often that a word after them is theirs only where it is true or false."""
 STOPPED = (130, 143)
 """Exit codes of a run that a signal ended."""
 
@@ -137,7 +139,10 @@ def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             flags = [f"--{n.replace('_', '-')}" for n in sorted(own - {"help"})]
             raise SettingsError([f"{word}: no such flag{nearest(word, flags)}"])
         if not equals:
-            text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+            follows = bool(rest) and not rest[0].startswith("--")
+            if name in SWITCHES and follows:
+                follows = type(scalar(rest[0])) is bool
+            text = rest.pop(0) if follows else "true"
         settings[name.replace("-", "_")] = scalar(text)
     return known, settings
 
