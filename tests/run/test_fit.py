@@ -22,6 +22,15 @@ def test_a_small_folder_gets_a_batch_a_warm_up_and_a_queue_that_fit() -> None:
     assert rate(recipe) == 0.03 * 64 / 256
 
 
+@pytest.mark.parametrize(("images", "batch", "queue"), [(130, 100, 65), (210, 100, 100), (3, 2, 1)])
+def test_a_queue_holds_at_most_half_of_the_images(images: int, batch: int, queue: int) -> None:
+    """Breaks when a batch of more than half of the images makes the queue as long, against what is said of it."""
+    given = pretrain.mocov2_r50_200ep().changed({"batch_size": batch})
+    recipe, why = fitted(given, images=images, room=1000, on_cpu=True, given={"run.batch_size"})
+    assert recipe.method.queue == queue
+    assert why[0] == f"queue 65536 -> {queue} (at most half of {images} images)"
+
+
 def test_a_batch_of_composites_has_backgrounds_for_each() -> None:
     """Breaks when a small folder, or one of several parts, gets fewer images at a time than pasting needs."""
     recipe, _ = fitted(insloc_r50_fpn_200ep(), images=12, room=100, on_cpu=True, given=())

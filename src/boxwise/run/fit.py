@@ -51,7 +51,8 @@ def fitted(
     batch = changes.get("run.batch_size", run.batch_size)
     queue = plain(recipe.method).get("queue")
     if queue and "method.queue" not in given and queue > images // 2:
-        length = max(batch, images // 2 // batch * batch)
+        most = max(1, images // 2)
+        length = most // batch * batch or most  # of a batch that is longer, the newest keys are kept
         changes["method.queue"] = length
         why.append(f"queue {queue} -> {length} (at most half of {images} images)")
     recipe = recipe.changed(changes)
