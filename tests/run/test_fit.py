@@ -1,6 +1,7 @@
 """A short name is fitted to the images and the device, and every change is said."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,43 @@ def test_warm_up_is_at_most_a_tenth() -> None:
     recipe, why = fitted(short, images=640, room=64, on_cpu=True, given={"schedule.epochs"})
     assert (recipe.schedule.warmup_epochs, recipe.schedule.warmup_steps) == (0.0, 20)
     assert any("warm-up 100 -> 20" in line for line in why)
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [({"devices": 3}, 3), ({"accumulate": 3}, 3), ({"devices": 3, "accumulate": 2, "run": {"nodes": 7}}, 42)],
+)
+def test_a_batch_that_is_fitted_may_be_parted_in_any_number(settings: dict[str, Any], parts: int) -> None:
+    """Breaks when a short name is refused for a batch that fitting would mend, or fits one that cannot be parted."""
+    found = pretrain_recipe("scrl", settings=settings)
+    whole = 8192 // parts * parts
+    assert found.recipe.run.batch_size == whole and found.changes[0].startswith(
+        f"batch size 8192 -> {whole} ("
+    )
+    recipe, why = fitted(found.recipe, images=1000, room=64, on_cpu=True, given=found.given)
+    assert recipe.run.batch_size == 128 // parts * parts and why[0].startswith(f"batch size {whole} -> ")
+    for name, more in (("scrl", {"batch_size": 8192}), ("scrl_r50_200ep", {})):
+        with pytest.raises(SettingsError, match=f"8192 is not a multiple of {parts}"):
+            pretrain_recipe(name, settings={**settings, **more})
+
+
+def test_every_part_of_a_batch_that_is_fitted_has_its_backgrounds() -> None:
+    """Breaks when many parts leave fewer images in each than pasting needs."""
+    found = pretrain_recipe("insloc", settings={"accumulate": 100})
+    assert found.recipe.run.batch_size == 300
+    assert fitted(found.recipe, images=9000, room=64, on_cpu=True, given=found.given)[0].run.batch_size == 400
+
+
+def test_processes_that_torchrun_started_part_a_batch_that_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks when three processes are refused for a batch of 256 that nobody asked for."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    found = pretrain_recipe("mocov2", settings={})
+    assert (found.recipe.run.devices, found.recipe.run.batch_size) == (3, 255)
+    with pytest.raises(SettingsError, match="256 is not a multiple of 3"):
+        pretrain_recipe("mocov2_r50_200ep", settings={})
+    with pytest.raises(SettingsError, match=r"run.devices: .* got 'x'"):
+        pretrain_recipe("mocov2", settings={"devices": "x"})
 
 
 def test_what_the_user_set_stays() -> None:

@@ -10,14 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from boxwise.engine.device import leads
+from boxwise.config import Run
+from boxwise.data.paste import fewest
+from boxwise.engine.device import leads, processes
 from boxwise.recipes import pretrain as pretraining
 from boxwise.recipes import tables
 from boxwise.recipes import transfer as transferring
 from boxwise.recipes.configuration import Configuration
 from boxwise.recipes.recipe import Recipe, TransferRecipe
 from boxwise.run.fit import flat, given_keys, on_ranks, scaled_rate
-from boxwise.strict import SettingsError, dump_yaml, load_yaml, nearest, plain
+from boxwise.strict import SettingsError, dump_yaml, load_yaml, merge, nearest, plain, read
 
 R = TypeVar("R", bound=Configuration)
 WHY = {"encoder.zero_init_last": "only torchvision's ResNets can start so"}
@@ -103,8 +105,34 @@ def _found(
         fitted = fitted and not _whole(file, recipe)
     layers.append(settings or {})
     given = frozenset(key for layer in layers for key in given_keys(layer, recipe))
-    changed = recipe.changed(*layers)
-    return Found(on_ranks(changed), source, fitted, given, tuple(_implied(recipe, changed, layers, given)))
+    parted: dict[str, int] = {}
+    if fitted and isinstance(recipe, Recipe) and "run.batch_size" not in given:
+        parted = _parted(recipe, layers)
+    changed = recipe.changed(parted, *layers)
+    changes = [
+        f"batch size {recipe.run.batch_size} -> {batch} (a multiple of run.accumulate * run.devices * run.nodes)"
+        for batch in parted.values()
+    ]
+    changes += _implied(recipe, changed, layers, given)
+    return Found(on_ranks(changed), source, fitted, given, tuple(changes))
+
+
+def _parted(recipe: Recipe, layers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The batch, which is going to be fitted, made one that can be parted as `layers` ask; nothing where it is.
+
+    Nothing either where `layers` ask for what is impossible, which is told with all else that is wrong.
+    """
+    asked = plain(recipe.run)
+    for layer in layers:
+        asked = merge(asked, recipe.nested(layer).get("run", {}))
+    try:
+        run: Run = read(Run, asked)
+    except SettingsError:
+        return {}
+    devices, nodes = processes(run)
+    parts = run.accumulate * devices * nodes
+    batch = max(fewest(recipe.views), run.batch_size // parts) * parts
+    return {} if batch == run.batch_size else {"run.batch_size": batch}
 
 
 def _unknown(named: str, words: Sequence[str], kind: type[Configuration]) -> str:
