@@ -143,6 +143,25 @@ def test_missing_data_is_one_sentence_and_exit_code_1(capsys: pytest.CaptureFixt
     ("argv", "said"),
     [
         (["finetune", "faster_rcnn_fpn", "--data", "/nowhere", "--out", "o", "--labels", "ten"], "got ten"),
+        (
+            ["finetune", "faster_rcnn_fpn", "--data", "/nowhere", "--out", "o", "--labels", "0"],
+            "--labels: expected a share above 0 and up to 1.0, or a count from 1, got 0",
+        ),
+        (["finetune", "faster_rcnn_fpn", "--data", "/nowhere", "--out", "o", "--labels=-1"], "got -1"),
+        (["finetune", "faster_rcnn_fpn", "--data", "/nowhere", "--out", "o", "--labels", "1.5"], "got 1.5"),
+        (
+            ["finetune", "faster_rcnn_fpn", "--data", "/nowhere", "--out", "o", "--data.labels", "1.5"],
+            "data.labels: expected a share",
+        ),
+        (
+            ["compare", "--data", "/nowhere", "--init", "random", "b", "--out", "o", "--labels", "0.1", "0"],
+            "--labels: expected a share",
+        ),
+        (["scenes", "--out", "/nowhere/out", "--count", "0"], "--count: expected 1 or more, got 0"),
+        (
+            ["scenes", "--out", "/nowhere/out", "--count", "1", "--val=-1"],
+            "--val: expected 0 or more, got -1",
+        ),
         (["report"], "name the run folders"),
     ],
 )

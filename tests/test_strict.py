@@ -35,6 +35,13 @@ def test_settings_survive_yaml(tmp_path) -> None:
     assert read(Outer, load_yaml(file)) == value
 
 
+@pytest.mark.parametrize("amount", [1, 100, 1.0, 0.1, None])
+def test_shares_and_counts_are_told_apart_by_their_point(amount: float | int | None) -> None:
+    """Breaks when one image (1) and all of them (1.0) become the same, or a count is held to be a share."""
+    labels = read(TransferData, {"labels": amount}).labels
+    assert labels == amount and type(labels) is type(amount)
+
+
 def test_a_tag_decides_the_class() -> None:
     """Without the literal name, a dumped LARS would load back as the first class that fits."""
     assert read(Either, plain(LARS(weight_decay=1e-6))) == LARS(weight_decay=1e-6)
@@ -137,6 +144,10 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path) -> None:
         (Run, {"batch_size": 0, "accumulate": 0, "devices": 0, "keep": 0, "log_every": 0, "save_every": 0}),
         (Run, {"clip_norm": 0.0, "threads": 0}),
         (Data, {"workers": -1, "max_value": 0}),
+        (TransferData, {"labels": 0}),
+        (TransferData, {"labels": -1}),
+        (TransferData, {"labels": 1.5}),
+        (TransferData, {"labels": 0.0}),
         (TransferData, {"min_keypoints": -1, "repeat_threshold": 1.5}),
         (SCRLConfig, {"width": 0, "hidden": -4, "max_iou": 7.0, "jitter": -3.0}),
         (EncoderConfig, {"fpn_channels": 0}),

@@ -28,12 +28,20 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def _some(amount: float | int | None) -> float | int | None:
+    if amount is not None and not (amount >= 1 if isinstance(amount, int) else 0 < amount <= 1):
+        raise PydanticCustomError("some", "Expected a share above 0 and up to 1.0, or a count from 1")
+    return amount
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 """Part of a whole."""
 Amount = Annotated[float, Field(ge=0)]
 Above = Annotated[float, Field(gt=0)]
 """More than nothing: what is divided by."""
 Count = Annotated[int, Field(ge=1)]
+Some = Annotated[float | int | None, AfterValidator(_some)]
+"""A share (0.1) or a count (100) of what there is; none: all."""
 Span = Annotated[tuple[float, float], AfterValidator(_rising)]
 """Least and largest of something that is never 0."""
 
@@ -166,7 +174,7 @@ class Data:
 class TransferData(Data):
     """How labelled images are read, and which of them are trained on."""
 
-    labels: float | int | None = None
+    labels: Some = None
     """A share (0.1) or a count (100) of the training images, drawn by `run.seed`; none: all. --labels sets it."""
     drop_empty: bool = False
     """Leave out training images without boxes, or with none but crowds."""

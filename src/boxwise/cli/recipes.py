@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from boxwise.cli.verb import Named, Place, Verb
-from boxwise.strict import SettingsError, scalar
+from boxwise.config import Some
+from boxwise.strict import SettingsError, read, scalar
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -183,4 +184,4 @@ def _amount(text: str) -> float | int:
     amount = scalar(text)
     if type(amount) not in (int, float):
         raise SettingsError([f"--labels: expected a share (0.1) or a count (100), got {text}"])
-    return amount
+    return read(Some, amount, at="--labels")

@@ -45,10 +45,10 @@ def finetune(
     """
     if labels is not None and overfit is not None:
         raise ValueError("--labels and --overfit: choose one")
-    settings = dict(settings or {})
+    settings = dict(settings or {}) | ({} if labels is None else {"data.labels": labels})
     found = transfer_recipe(recipe, config=config, settings=settings)
     given = found.given
-    resolved = found.recipe if labels is None else found.recipe.changed({"data.labels": labels})
+    resolved = found.recipe
     pretrained = None if weights is None else load_weights(weights).only(resolved.weights.parts)
     if pretrained is not None:
         resolved = adopted(resolved, pretrained, given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from boxwise.data.scenes import write_scenes
+from boxwise.strict import SettingsError
 
 
 def scenes(
@@ -18,9 +19,9 @@ def scenes(
     overwrite: bool = False,
 ) -> Path:
     """Writes `count` labelled training scenes, `val` to measure on and `unlabelled` to pretrain on; returns `out`."""
+    least = {"count": (count, 1), "val": (val, 0), "unlabelled": (unlabelled, 0)}
+    if wrong := [f"--{name}: expected {low} or more, got {n}" for name, (n, low) in least.items() if n < low]:
+        raise SettingsError(wrong)
     counts = {"train": count, "val": val, "unlabelled": unlabelled}
-    for name, number in counts.items():
-        if number < 0:
-            raise ValueError(f"{name}: a number of scenes cannot be {number}")
     write_scenes(out, counts=counts, size=size, seed=seed, overwrite=overwrite)
     return out
