@@ -119,6 +119,19 @@ def test_what_changed_is_listed_and_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_weights_are_known_by_their_digest(tmp_path: Path) -> None:
+    """Breaks when the same weights by another path are drift, or others under the same name are none."""
+    data = {"weights": "runs/a.pth", "weights_digest": "a", "init": None, "init_digest": None}
+    with open_folder(tmp_path, data=data):
+        pass
+    moved = {**data, "weights": "/home/me/runs/a.pth"}
+    with open_folder(tmp_path, data=moved, resume=True):
+        pass
+    assert facts(tmp_path)["resumed"][0]["drift"] == [] and facts(tmp_path)["data"] == moved
+    with pytest.raises(ValueError, match=r"data set.weights_digest: a -> b$"):
+        open_folder(tmp_path, data={**data, "weights_digest": "b"}, resume=True)
+
+
 def test_a_living_owner_keeps_others_out(tmp_path: Path) -> None:
     with open_folder(tmp_path):
         for flags in ({"resume": True}, {"overwrite": True}):

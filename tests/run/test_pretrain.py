@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -149,6 +150,23 @@ def test_init_takes_our_export(done: Path, images: Path, tmp_path: Path) -> None
     twin = [n for n in module if n.startswith("teacher") and n.endswith("body.conv1.weight")]
     assert len(twin) == 1 and torch.equal(module[twin[0]], old["backbone.body.conv1.weight"])
     assert facts(out)["data"]["init"] == str(done)
+
+
+def test_a_resumed_run_knows_its_start_by_what_it_is(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks when the same weights by another path are drift, or others under the same name are none."""
+    file, out, given = tmp_path / "start.pth", tmp_path / "run", settings("simsiam", backbone="resnet18")
+    torch.save(resnet18().state_dict(), file)
+    pretrain("simsiam", images, out, settings=given, init=file)
+    known = facts(out)["data"]
+    assert known["init_digest"] == hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+    monkeypatch.chdir(tmp_path)
+    pretrain("simsiam", images, out, settings=given, init=Path("start.pth"), resume=True)
+    assert facts(out)["data"] == known | {"init": "start.pth"}
+    torch.save(resnet18().state_dict(), file)
+    with pytest.raises(ValueError, match=r"data set.init_digest: \w+ -> \w+$"):
+        pretrain("simsiam", images, out, settings=given, init=file, resume=True)
 
 
 def test_init_takes_torchvisions_files(images: Path, tmp_path: Path) -> None:

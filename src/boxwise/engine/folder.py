@@ -24,6 +24,8 @@ Status = Literal["running", "finished", "interrupted", "failed", "diverged"]
 
 FREE = ("data.workers", "run.log_every", "run.save_every", "run.keep")
 """Settings that a resumed run may change: they move no weight."""
+PLACES = ("data set.weights", "data set.init")
+"""Where initial weights lie; their digest tells which they are."""
 
 
 class RunFolder:
@@ -203,7 +205,7 @@ def _drift(before: Mapping[str, Any], now: Mapping[str, Any], file: Path, config
     old = _flat({**(yaml.safe_load(file.read_text()) or {}), "data set": before["data"]})
     new = _flat({**(yaml.safe_load(config) or {}), "data set": now["data"]})
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and key not in FREE:
+        if old.get(key) != new.get(key) and key not in (*FREE, *PLACES):
             yield f"{key}: {old.get(key)} -> {new.get(key)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -44,6 +45,8 @@ class Weights:
     """Tensors on the CPU under the names of torchvision's detectors."""
     config: Mapping[str, Any]
     """What lies beside the weights: `encoder`, `mean`, `std` and more; empty for a bare file."""
+    digest: str | None = None
+    """Of the bytes of the file, wherever it lies."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -133,7 +136,8 @@ def load_weights(path: Path | str) -> Weights:
         card = {"encoder": _trunk(detector), **card}
     if starts_at_c3(held):
         card = {**card, "encoder": {**card.get("encoder", {}), "fpn_levels": FPN_LEVELS[1:]}}
-    return Weights(str(path), detector_names(held), card)
+    digest = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+    return Weights(str(path), detector_names(held), card, digest)
 
 
 def find_model(path: Path) -> Path:

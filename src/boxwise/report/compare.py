@@ -94,7 +94,9 @@ def differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[Any]]]:
 def _key(run: RunRecord, *, seeded: bool) -> str:
     """All that two runs must share. Another seed draws other labels, so the data has another fingerprint."""
     config = {k: v for k, v in flat(run.config) if k not in FREE and (seeded or k != "run.seed")}
-    data = {k: v for k, v in run.data.items() if k != "weights" and (seeded or k.endswith("images"))}
+    data = {
+        k: v for k, v in run.data.items() if not k.startswith("weights") and (seeded or k.endswith("images"))
+    }
     return _canonical([run.kind, config, data, run.seed if seeded else None, run.results.get("images")])
 
 

@@ -73,7 +73,7 @@ def _rows(run: RunRecord) -> Iterator[tuple[str, str]]:
     yield "seed", leaf(known.get("seed", ...))
     yield "started", leaf(known.get("started", ...))
     yield "took", _duration(known.get("seconds"))
-    data = {key: value for key, value in run.data.items() if key != "weights"}
+    data = {key: value for key, value in run.data.items() if not key.startswith("weights")}
     for prefix, part in (("data", data), ("", known.get("hardware", {}))):
         for key, value in flat(part):
             yield f"{prefix} {key}".strip().replace("_", " "), leaf(value)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from boxwise.interop.files import IMAGENET_MEAN, IMAGENET_STD, Weights, find_model, load_weights
+from boxwise.interop.files import IMAGENET_MEAN, IMAGENET_STD, Weights, load_weights
 from boxwise.interop.keys import WeightsError
 from boxwise.nn.backbones import RESNETS
 from boxwise.recipes.recipe import TransferRecipe
@@ -28,8 +27,11 @@ class Arm:
     name: str
     """What it is called in tables and folders."""
     weights: Weights | None = None
-    digest: str | None = None
-    """Of the bytes of the weights' file."""
+
+    @property
+    def digest(self) -> str | None:
+        """Of the bytes of the weights' file."""
+        return None if self.weights is None else self.weights.digest
 
     @property
     def mean(self) -> tuple[float, float, float]:
@@ -152,7 +154,7 @@ def refuse_misfits(arms: Sequence[Arm], recipe: TransferRecipe, *, classes: int)
 
 def _read(name: str, path: Path, recipe: TransferRecipe) -> Arm:
     weights = load_weights(path).only(recipe.weights.parts)
-    return Arm(name, weights, hashlib.blake2b(find_model(path).read_bytes(), digest_size=16).hexdigest())
+    return Arm(name, weights)
 
 
 def _telling(word: str) -> tuple[str, ...]:

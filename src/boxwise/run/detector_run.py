@@ -68,6 +68,7 @@ def run_transfer(
         "test_images": len(test),
         "test_fingerprint": test.fingerprint(),
         "weights": None if weights is None else weights.source,
+        "weights_digest": None if weights is None else weights.digest,
         "mean": [*mean],
         "std": [*std],
     }

@@ -130,8 +130,9 @@ def run_recipe(
     run, total = recipe.run, recipe.steps(len(source))
     steps_per_epoch = recipe.steps_per_epoch(len(source))
     method = build(recipe)
-    if init is not None:
-        _start_from(load_weights(init), method)
+    weights = None if init is None else load_weights(init)
+    if weights is not None:
+        _start_from(weights, method)
     check_memory(recipe, method)
     proposer = run_proposals(recipe, source, out, proposals)
     with RunFolder.open(
@@ -141,7 +142,8 @@ def run_recipe(
         data={
             "images": len(source),
             "fingerprint": source.fingerprint(),
-            "init": None if init is None else str(init),
+            "init": None if weights is None else weights.source,
+            "init_digest": None if weights is None else weights.digest,
             **identity(proposer),
         },
         seed=run.seed,
