@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import slow_resim
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from boxwise.data.cut import Crop, ViewSpec
+from boxwise.data.cut import Crop, ViewSpec, draw_cuts
+from boxwise.data.loader import feed
 from boxwise.geometry.regions import Regions
 from boxwise.geometry.views import Batch, View
 from boxwise.methods.base import Pair
@@ -135,6 +137,40 @@ def test_trap_22_views_share_one_flip() -> None:
     one, two = published_views()
     assert (one.crop.flip_like, two.crop.flip_like, one.crop.flip) == (None, 0, 0.5)
     assert one.photo.order == two.photo.order == ("blur", "jitter", "gray")
+
+
+def test_trap_22_both_views_of_an_image_are_mirrored_or_neither() -> None:
+    """Breaks when the loader draws a flip for each view, or none is ever mirrored."""
+    specs = tuple(replace(v, crop=replace(v.crop, size=32)) for v in published_views())
+    flips = [
+        [cut.flip for cut in draw_cuts([*rngs], [s.crop for s in specs], width=90, height=60)]
+        for rngs in ((np.random.default_rng((i, v)) for v in (0, 1)) for i in range(40))
+    ]
+    assert {*map(tuple, flips)} == {(False, False), (True, True)}
+    batch = next(iter(feed(Noise(), specs, {}, batch_size=16, seed=5, start=0, total=1, workers=0))).ready(
+        "cpu"
+    )
+    one, two = (view.flip for view in batch.views)
+    assert torch.equal(one, two) and one.any() and not one.all()
+    assert not torch.equal(batch.views[0].crop, batch.views[1].crop)
+
+
+class Noise:
+    """Sixteen pictures."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def read(self, index: int) -> Tensor:
+        return torch.randint(
+            0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(index)
+        )
+
+    def name(self, index: int) -> str:
+        return f"{index}.png"
+
+    def fingerprint(self) -> str:
+        return ""
 
 
 def maps(count: int, seed: int) -> dict[str, Tensor]:
