@@ -337,6 +337,17 @@ def test_nothing_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch
     method.after_step(0, 10, ok=torch.ones((), device="meta"))
 
 
+OWN_NORMS = ("mocov2", "insloc", "detco", "resim", "resim, c4")
+JOINT_NORMS = ("byol", "simsiam", "scrl", "scrl, fpn", "soco", "resim, simsiam")
+
+
+@pytest.mark.parametrize("name", [*OWN_NORMS, *JOINT_NORMS])
+def test_trap_04_trap_16_which_norms_see_the_batch_of_all_ranks(name: str) -> None:
+    """Breaks when keys that are shuffled over ranks meet norms that see all of them, or a method without a queue
+    normalises each rank alone."""
+    assert build(name).sync_norm is (name in JOINT_NORMS)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @every_method
