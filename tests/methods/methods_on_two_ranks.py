@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from boxwise.data.objects import Objects
 from boxwise.geometry.views import Batch, View
 from boxwise.methods import detco, image_level, insloc, resim, resim_simsiam, scrl, soco
-from boxwise.methods.base import MethodConfig
+from boxwise.methods.base import Method, MethodConfig
 from boxwise.methods.resim_windows import Windows
 from boxwise.nn.joint_norm import synchronise
 from boxwise.nn.ranks import rank, world
@@ -72,24 +72,39 @@ CASES: dict[
     "byol, joint": (image_level.BYOLConfig(**SMALL, joint=True), False, []),
     "simsiam": (image_level.SimSiamConfig(**SMALL), False, []),
 }
+OWN_CELLS: dict[str, tuple[MethodConfig, bool | tuple[str, ...], list[int]]] = {
+    f"resim, cells of the {whose}, no norms": (
+        resim.Config(**SMALL, queue=20, windows=tuple(replace(w, negatives=whose) for w in WINDOWS)),
+        ("p3", "p4"),
+        [1],
+    )
+    for whose in ("group", "rank")
+}
+"""What is no joint batch: negatives are each rank's own. `halves` tells what they are to give."""
 
 
 def mine(batch: Batch) -> Batch:
     """This rank's images."""
 
-    def part(x: Tensor) -> Tensor:
-        return x.chunk(world())[rank()]
+    return part(batch, world(), rank())
+
+
+def part(batch: Batch, parts: int, turn: int) -> Batch:
+    """One of a batch's equal parts."""
+
+    def some(x: Tensor) -> Tensor:
+        return x.chunk(parts)[turn]
 
     views = tuple(
-        View(*(None if (x := getattr(v, f.name)) is None else part(x) for f in fields(v)))
+        View(*(None if (x := getattr(v, f.name)) is None else some(x) for f in fields(v)))
         for v in batch.views
     )
-    return Batch(views, part(batch.index), {name: part(draw) for name, draw in batch.draws.items()})
+    return Batch(views, some(batch.index), {name: some(draw) for name, draw in batch.draws.items()})
 
 
-def step(case: str) -> dict[str, Tensor]:
-    """One step: the loss averaged over ranks, gradients, teacher and statistics afterwards."""
-    config, fpn, apart = CASES[case]
+def prepared(case: str) -> tuple[Method, Batch]:
+    """The method with its norms synchronised, and the joint batch: the same at every call."""
+    config, fpn, apart = (CASES | OWN_CELLS)[case]
     torch.manual_seed(0)
     method = config.build(TinyEncoder(6, fpn=fpn))
     if case.endswith("no norms"):  # each rank's own, and shuffled for the keys: no joint batch has them
@@ -109,6 +124,40 @@ def step(case: str) -> dict[str, Tensor]:
     if config.objects is not None:
         batch = with_objects(batch, config.objects, torch.Generator().manual_seed(1), own=True, apart=apart)
     synchronise(method)
+    return method, batch
+
+
+def halves(case: str) -> dict[str, Tensor]:
+    """Loss and gradients of ReSim's two halves of the joint batch, each embedded and compared alone.
+
+    Images count the same, and so do windows, of whichever half they are.
+    """
+    shares = []
+    for turn in range(2):
+        method, batch = prepared(case)
+        half = part(batch, 2, turn)
+        windows = {
+            w.level: pair.regions.keep.sum() for w, pair in zip(method.config.windows, method.pairs(half))
+        }
+        shares.append((method, method(half), windows))
+    every = {level: sum(share[2][level] for share in shares) for level in shares[0][2]}
+    for _, found, windows in shares:
+        total = found["image"] / 2
+        for level, count in windows.items():
+            total = total + found[level] * count / every[level]
+        total.backward()
+        found["share"] = total.detach()
+    grads = [dict(method.named_parameters()) for method, _, _ in shares]
+    return {"mean loss": sum(found["share"] for _, found, _ in shares)} | {
+        f"gradient of {name}": p.grad + grads[1][name].grad
+        for name, p in grads[0].items()
+        if p.grad is not None
+    }
+
+
+def step(case: str) -> dict[str, Tensor]:
+    """One step: the loss averaged over ranks, gradients, teacher and statistics afterwards."""
+    method, batch = prepared(case)
     alone = world() == 1
     forward = method if alone else DistributedDataParallel(method, broadcast_buffers=False)
     loss = forward(mine(batch))["loss"]
@@ -135,5 +184,5 @@ def work(rank: int, folder: str) -> None:
     torch.set_default_dtype(torch.float64)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    torch.save({case: step(case) for case in CASES}, Path(folder) / f"{rank}.pt")
+    torch.save({case: step(case) for case in (*CASES, *OWN_CELLS)}, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import methods_on_two_ranks
 import pytest
 import torch
-from methods_on_two_ranks import CASES
+from methods_on_two_ranks import CASES, OWN_CELLS
 from torch import Tensor
 
 import processes
@@ -37,3 +37,17 @@ def test_two_ranks_are_one_joint_batch(case: str, ranks: Results, double: None) 
         assert torch.equal(one[name], two[name]), name
     moved = [v for name, v in joint.items() if name.startswith("gradient")]
     assert any(bool((g != 0).any()) for g in moved) == (case != "scrl, no boxes at all")
+
+
+@pytest.mark.parametrize("case", OWN_CELLS)
+def test_trap_23_cells_of_other_ranks_are_no_negatives(case: str, ranks: Results, double: None) -> None:
+    """Breaks when negatives that are a rank's own are gathered, or its windows weigh more for being few."""
+    halves, (one, two) = methods_on_two_ranks.halves(case), (r[case] for r in ranks)
+    torch.testing.assert_close(
+        (one["mean loss"] + two["mean loss"]) / 2, halves["mean loss"], rtol=1e-10, atol=0
+    )
+    assert {name for name in one if name.startswith("gradient")} == halves.keys() - {"mean loss"}
+    for name in halves.keys() - {"mean loss"}:
+        floor = 1e-10 * max(float(halves[name].abs().max()), 1e-3)
+        torch.testing.assert_close(one[name], halves[name], rtol=1e-8, atol=floor, msg=name)
+        assert torch.equal(one[name], two[name]), name
