@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import slow_resim
+import slow_resim_simsiam
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -117,6 +118,50 @@ def test_trap_22_windows_show_the_same_place(pool: str, size: int) -> None:
     torch.testing.assert_close(centres[0][rows], centres[1][rows], atol=1e-3, rtol=0)
     torch.testing.assert_close(seen.query[rows, :2], centres[0][rows], atol=0.4, rtol=0)
     torch.testing.assert_close(seen.key[rows, :2], seen.query[rows, :2], atol=0.4, rtol=0)
+
+
+@pytest.mark.parametrize("size", [96, 128])
+@pytest.mark.parametrize("pool", ["precise", "align"])
+def test_trap_22_simsiams_windows_show_the_same_place(pool: str, size: int) -> None:
+    """Breaks when a view is read at the other's windows or in its pixels, or one view alone is mirrored."""
+    method = SimSiamConfig(width=6, hidden=4, windows=C4, pool=pool).build(TinyEncoder(3))
+    method.student.encoder = SeeThrough(["c4", "c5"], aligned=False)
+    for name, tap in method.student.taps.items():
+        tap.project, method.predictor[name] = nn.Flatten(), nn.Identity()
+    flip = torch.tensor([False, True, True, True])
+    views = tuple(ramp_view(torch.tensor(c), flip, s) for c, s in ((ONE, 96), (TWO, size)))
+    batch = Batch(views, torch.arange(4), {})
+    regions = method.pairs(batch)[0].regions
+    method(batch)
+    seen, rows = method.watched, regions.keep
+    assert rows.view(4, -1).any(1).tolist() == [True, True, False, True]
+    centre = views[0].locate(regions.a).flatten(0, 1).unflatten(1, (2, 2)).mean(1)
+    torch.testing.assert_close(seen.query[rows, :2], centre[rows], atol=0.4, rtol=0)
+    torch.testing.assert_close(seen.key[rows, :2], centre[rows], atol=0.4, rtol=0)
+
+
+def test_simsiams_whole_step_equals_the_loops(double: None) -> None:
+    """Breaks when anything between pixels and gradients is not SimSiam's: windows, pools, norms over the windows
+    that are shown, heads, both directions, where the gradient stops."""
+    torch.manual_seed(0)
+    method = SimSiamConfig(width=6, hidden=4, windows=C4).build(TinyEncoder(8))
+    with torch.no_grad():
+        for p in method.parameters():
+            p += 0.2 * torch.randn_like(p)
+    batch = a_batch()
+    out = method(batch)
+    out["loss"].backward()
+    weights = {n: p.detach().clone().requires_grad_() for n, p in method.named_parameters()}
+    slow = slow_resim_simsiam.losses(
+        *(torch.stack([getattr(v, part) for v in batch.views]) for part in ("image", "crop", "flip")), weights
+    )
+    sum(slow.values()).backward()
+    for name, want in slow.items():
+        torch.testing.assert_close(out[name], want, rtol=1e-9, atol=0, msg=name)
+    for name, parameter in method.named_parameters():
+        want = weights[name].grad
+        floor = 1e-9 * max(float(want.abs().max()), 1e-3)
+        torch.testing.assert_close(parameter.grad, want, rtol=1e-7, atol=floor, msg=name)
 
 
 def test_trap_21_half_a_cell_is_seen() -> None:
