@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import slow_insloc
 import slow_resim
 import slow_resim_simsiam
 import torch
@@ -65,7 +66,6 @@ def test_whole_step_equals_the_loops(double: None) -> None:
     """Breaks when anything between pixels and gradients is not ReSim's: windows, FPN, pools, negatives, mean."""
     method, batch = small(), a_batch()
     queue = method.queue.keys.clone()
-    order = Shuffle(batch.draws["shuffle"]).order()
     out = method(batch)
     out["loss"].backward()
 
@@ -76,7 +76,7 @@ def test_whole_step_equals_the_loops(double: None) -> None:
         query=weights,
         key=dict(method.teacher.network.named_parameters()),
         queue=queue,
-        groups=order.view(2, 4).tolist(),
+        groups=slow_insloc.dealt(batch.draws["shuffle"].tolist()),
     )
     sum(slow.values()).backward()
     for name, want in slow.items():
