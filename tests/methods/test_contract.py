@@ -94,6 +94,7 @@ METHODS: dict[str, tuple[MethodConfig, bool | tuple[str, ...]]] = {  # settings,
         False,
     ),
     "resim, simsiam": (resim_simsiam.Config(**SMALL, windows=C4), False),
+    "resim, simsiam, fpn": (resim_simsiam.Config(**SMALL, windows=WINDOWS), ("p3", "p4")),
     "a user's own": (box_simclr.Config(width=16), False),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -338,7 +339,7 @@ def test_nothing_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch
 
 
 OWN_NORMS = ("mocov2", "insloc", "detco", "resim", "resim, c4")
-JOINT_NORMS = ("byol", "simsiam", "scrl", "scrl, fpn", "soco", "resim, simsiam")
+JOINT_NORMS = ("byol", "simsiam", "scrl", "scrl, fpn", "soco", "resim, simsiam", "resim, simsiam, fpn")
 
 
 @pytest.mark.parametrize("name", [*OWN_NORMS, *JOINT_NORMS])

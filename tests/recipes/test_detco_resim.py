@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from boxwise.methods import detco, resim_simsiam
+from boxwise.methods import detco, resim, resim_simsiam
 from boxwise.nn.encoder import build_encoder
 from boxwise.recipes import detco as detco_runs
 from boxwise.recipes import resim as resim_runs
@@ -41,12 +43,14 @@ def test_resim_runs() -> None:
         "resim_r50_c4_in100_500ep": (500, 0.03, 16_384, False),
         "resim_r50_fpn_in100_500ep": (500, 0.03, 16_384, True),
         "resim_simsiam_r50_c4_in100_500ep": (500, 0.10, None, False),
+        "resim_simsiam_r50_fpn_in100_500ep": (500, 0.10, None, True),
     }
     for run in runs.values():
         c4 = [("c4", 48, 32, "all")]
         want = [("p4", 48, 32, "all"), ("p3", 32, 24, "group")] if run.encoder.fpn else c4
         assert [(w.level, w.size, w.stride, w.negatives) for w in run.method.windows] == want
-        assert getattr(run.method, "region_proj", True) != run.encoder.fpn
+        if isinstance(run.method, resim.Config):
+            assert run.method.region_proj != run.encoder.fpn
         assert (run.run.batch_size, run.run.precision, run.schedule.per) == (256, "fp32", "epoch")
     assert METHODS["resim"] is resim_runs.resim_r50_fpn_200ep
 
@@ -89,3 +93,17 @@ def test_resims_heads_have_their_published_widths() -> None:
         }.items()
     }
     assert widths == {"image": [2048, 2048, 2048, 512, 2048], "c4": [1024, 1024, 1024, 256, 1024]}
+
+
+def test_resims_pyramid_on_simsiam_is_the_one_on_moco() -> None:
+    """Breaks when the run that the paper times has other levels, or heads that are not a quarter at their narrowest."""
+    on_moco, on_simsiam = (
+        f() for f in (resim_runs.resim_r50_fpn_in100_500ep, resim_runs.resim_simsiam_r50_fpn_in100_500ep)
+    )
+    assert replace(on_simsiam.encoder, zero_init_last=False) == on_moco.encoder
+    assert on_simsiam.method.windows == on_moco.method.windows and on_simsiam.views == on_moco.views
+    with torch.device("meta"):
+        method = on_simsiam.method.build(build_encoder(on_simsiam.encoder))
+    for level in ("p4", "p3"):
+        layers = (*method.student.taps[level].project, *method.predictor[level])
+        assert [m.out_features for m in layers if isinstance(m, torch.nn.Linear)] == [256, 256, 256, 64, 256]

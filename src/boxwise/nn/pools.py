@@ -16,7 +16,8 @@ from boxwise.shapes import Boxes, Rows
 
 Map = Float[Tensor, "_rows _C _h _w"]  # rows are B, or B*P for patches
 Pyramid = Mapping[str, Map]
-BoxesAt = Boxes | Mapping[str, Boxes] | None  # view pixels; a mapping gives each level its own
+LevelBoxes = Mapping[str, Float[Tensor, "B _R 4"]]  # _R: as many as each level has
+BoxesAt = Boxes | LevelBoxes | None  # view pixels; a mapping gives each level its own
 Crops = Float[Tensor, "M C s s"]
 
 
