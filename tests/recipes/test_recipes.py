@@ -1,5 +1,7 @@
 """Every recipe is whole: it can be changed by flags, written to YAML, read back, and built."""
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -37,6 +39,21 @@ def test_a_recipe_has_nothing_that_cannot_be(recipe: Recipe | TransferRecipe) ->
 
 def test_names_are_those_of_their_functions() -> None:
     assert [r.name for r in RECIPES[:-1]] == [f.__name__ for f in (*pretrain.PUBLISHED, *pretrain.OURS)]
+
+
+HARDWARE = re.compile(r"\b(\d+ (V100|GPUs|TPU v3 cores)|hardware not stated)", re.IGNORECASE)
+"""What a run was made on."""
+PRINTED = re.compile(r"\bTables? \d|in no table of the paper|prints no result")
+"""Where its result stands, or why nowhere."""
+
+
+@pytest.mark.parametrize("made", pretrain.PUBLISHED, ids=lambda f: f.__name__)
+def test_a_published_run_says_what_it_was_made_on_and_where_it_is_printed(made: Callable[[], Recipe]) -> None:
+    """Breaks when a docstring leaves out hardware or table, or tells another batch than the recipe has."""
+    told = " ".join((made.__doc__ or "").split())
+    assert [int(n) for n in re.findall(r"\bbatch (\d+)", told)] == [made().run.batch_size]
+    assert HARDWARE.search(told) and PRINTED.search(told)
+    assert ("Published: " in told) != ("prints no result" in told)
 
 
 def test_published_values() -> None:

@@ -19,7 +19,7 @@ def composite(ratio: float) -> ViewSpec:
 
 
 def insloc_r50_fpn_200ep() -> Recipe:
-    """InsLoc, ResNet-50 with FPN and box head, 200 epochs of ImageNet. 8 V100, batch 256, fp32.
+    """InsLoc, ResNet-50 with FPN and box head, 200 epochs of ImageNet. 8 GPUs, batch 256, fp32.
 
     Published: COCO Mask R-CNN FPN 1x, box AP 41.4, mask AP 37.1; 2x, 43.2 and 38.7 (Table 4).
     """
@@ -35,7 +35,7 @@ def insloc_r50_fpn_200ep() -> Recipe:
 
 
 def insloc_r50_fpn_400ep() -> Recipe:
-    """InsLoc, ResNet-50 with FPN and box head, 400 epochs.
+    """InsLoc, ResNet-50 with FPN and box head, 400 epochs. 8 GPUs, batch 256, fp32.
 
     Published: COCO Mask R-CNN FPN 1x, box AP 42.0, mask AP 37.6; 2x, 43.3 and 38.8 (Table 4).
     """
@@ -43,7 +43,7 @@ def insloc_r50_fpn_400ep() -> Recipe:
 
 
 def insloc_r50_c4_200ep() -> Recipe:
-    """InsLoc, ResNet-50-C4, 200 epochs of ImageNet. 8 V100, batch 256, fp32.
+    """InsLoc, ResNet-50-C4, 200 epochs of ImageNet. 8 GPUs, batch 256, fp32.
 
     From the paper, since the official code holds no such run: c4 in 14 x 14 bins as C4 detectors have them, the
     last stage, its mean, and MoCo-v2's two layers; the query's box is always augmented.
@@ -59,7 +59,7 @@ def insloc_r50_c4_200ep() -> Recipe:
 
 
 def insloc_r50_c4_400ep() -> Recipe:
-    """InsLoc, ResNet-50-C4, 400 epochs.
+    """InsLoc, ResNet-50-C4, 400 epochs. 8 GPUs, batch 256, fp32.
 
     Published: VOC07+12 Faster R-CNN C4, AP 58.4 (Table 1); COCO Mask R-CNN C4 1x, box AP 39.8; 2x, 41.8 (Table 4).
     """

@@ -22,7 +22,7 @@ def views() -> tuple[ViewSpec, ViewSpec]:
 
 
 def resim_r50_c4_200ep() -> Recipe:
-    """ReSim-C4, ResNet-50, 200 epochs of ImageNet on MoCo-v2. 8 V100, batch 256, fp32.
+    """ReSim-C4, ResNet-50, 200 epochs of ImageNet on MoCo-v2. 8 GPUs, batch 256, fp32.
 
     Published: VOC07+12 Faster R-CNN C4, AP 58.7 (Table 4); COCO Mask R-CNN FPN 1x, box AP 39.3 (Table 5). Its code
     was never released: windows, negatives and optimiser are the FPN's, the projection of c4 is the paper's.
@@ -53,7 +53,10 @@ def resim_r50_fpn_200ep() -> Recipe:
 
 
 def resim_r50_fpn_400ep() -> Recipe:
-    """ReSim-FPN, ResNet-50, 400 epochs. Published: COCO Mask R-CNN FPN 2x, box AP 41.9 (authors' repository)."""
+    """ReSim-FPN, ResNet-50, 400 epochs on MoCo-v2. Hardware not stated, batch 256, fp32.
+
+    Published: COCO Mask R-CNN FPN 2x, box AP 41.9 (authors' repository; in no table of the paper).
+    """
     return resim_r50_fpn_200ep().lasting(400)
 
 
