@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import golden_files
 import numpy as np
 import pytest
 
@@ -14,14 +16,5 @@ BESIDE = Path(__file__).parents[3] / "shared" / "golden"
 
 @pytest.fixture
 def golden() -> Callable[[str], dict[str, np.ndarray]]:
-    """`golden("scrl_loss")` holds the arrays of scrl_loss.npz; the test is skipped where the file is absent."""
-    folder = Path(os.environ.get("BOXWISE_GOLDEN", BESIDE))
-
-    def load(name: str) -> dict[str, np.ndarray]:
-        file = folder / f"{name}.npz"
-        if not file.exists():
-            pytest.skip(f"{file} is not here")
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-
-    return load
+    """`golden("scrl_loss")` holds the arrays of scrl_loss.npz."""
+    return functools.partial(golden_files.read, named=os.environ.get("BOXWISE_GOLDEN"), beside=BESIDE)
