@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -61,6 +61,17 @@ class Ramps:
 def loads(specs: tuple[ViewSpec, ...], images: Ramps, **changes: int) -> list[Load]:
     options = {"batch_size": 6, "seed": 5, "start": 0, "total": 2, "workers": 0} | changes
     return [*feed(images, specs, {}, **options)]  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Counted(Ramps):
+    """Remembers what was read, in order."""
+
+    seen: list[int] = field(default_factory=list)
+
+    def read(self, index: int) -> Picture:
+        self.seen.append(index)
+        return super().read(index)
 
 
 def which(view: View) -> tuple[Tensor, Tensor]:
@@ -164,6 +175,14 @@ def test_the_codes_backgrounds_may_coincide() -> None:
         own += (one == batch.index).tolist()
     assert 0.15 < np.mean(same) < 0.55 and 0.15 < np.mean(own) < 0.55
     assert loads(specs, Ramps(count=1), batch_size=1, total=1)
+
+
+@pytest.mark.parametrize("backgrounds", ["apart", "any"])
+def test_a_picture_that_lies_behind_others_is_read_once(backgrounds: str) -> None:
+    """Breaks when backgrounds are decoded anew: a batch would cost three times as many files."""
+    images, specs = Counted(), (spec(backgrounds=backgrounds),) * 2
+    (load,) = loads(specs, images, total=1)
+    assert sorted(images.seen) == sorted(load.batch.index.tolist()) and len(images.seen) == 6
 
 
 def test_too_few_images_for_backgrounds_are_one_clear_error() -> None:
