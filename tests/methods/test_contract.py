@@ -6,10 +6,12 @@ import copy
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import box_simclr
 import pytest
 import torch
+import torch.nn.functional as F
 from known_objects import composites, with_objects
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from boxwise.geometry.views import Batch, View
 from boxwise.methods import detco, image_level, insloc, resim, resim_simsiam, scrl, soco
 from boxwise.methods.base import Method, MethodConfig
 from boxwise.methods.resim_windows import Windows
+from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.queue import Queue
 from boxwise.nn.teacher import Teacher
 from encoders import TinyEncoder
@@ -336,6 +339,36 @@ def test_nothing_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch
     method, batch = build(name).to("meta"), a_batch(name).to("meta")
     method(batch)["loss"].backward()
     method.after_step(0, 10, ok=torch.ones((), device="meta"))
+
+
+ON_CONVNEXT = (
+    *("mocov2", "byol", "simsiam", "scrl", "scrl, fpn", "insloc", "insloc, res5", "soco", "detco"),
+    *("resim", "resim, c4", "resim, simsiam", "resim, simsiam, fpn"),
+)
+
+
+@pytest.mark.parametrize("name", ON_CONVNEXT)
+def test_every_method_learns_on_a_body_without_batch_norm_or_padding(name: str) -> None:
+    """Breaks when a method counts on a ResNet's names, widths, norms or the cells that padding adds."""
+    config, fpn = METHODS[name]
+    levels = fpn if isinstance(fpn, tuple) else PYRAMID
+    torch.manual_seed(0)
+    encoder = EncoderConfig(
+        backbone="test_convnext",
+        fpn=bool(fpn),
+        fpn_channels=8,
+        fpn_levels=levels,
+        c4=name.endswith("res5"),
+    )
+    method, batch = config.build(build_encoder(encoder)).train(), a_batch(name)
+    if name == "detco":  # whose patches are about a quarter of a view
+        patched = [replace(v, image=F.interpolate(v.image, (126, 126))) for v in batch.views[2:]]
+        batch = replace(batch, views=(*batch.views[:2], *patched))
+    loss = method(batch)["loss"]
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
+    assert next(iter(method.student.encoder.body.parameters())).grad.abs().sum() > 0
 
 
 OWN_NORMS = ("mocov2", "insloc", "detco", "resim", "resim, c4")

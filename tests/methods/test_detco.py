@@ -258,3 +258,17 @@ def test_what_cannot_be_is_told() -> None:
     for wrong in ({"weights": (1.0,)}, {"weights": (0.0,) * 4}, {"patch": (9, 8)}, {"stages": ("c5",) * 4}):
         with pytest.raises(ValueError, match=r"weights|patch|stages"):
             Config(**wrong)
+
+
+def test_bodies_that_do_not_pad_ask_for_patches_of_their_stride() -> None:
+    """Breaks when small patches end in an error of a convolution, or bodies that pad are refused theirs."""
+    small, large = (64, 64, 73, 73), (111, 111, 126, 126)
+    assert conflicts(Config(), small, backbone="test_resnet") == conflicts(Config(), small) == []
+    assert conflicts(Config(), large, backbone="test_convnext") == []
+    (said,) = conflicts(Config(), small, backbone="test_convnext")
+    assert said == (
+        "views.2.crop.size, views.3.crop.size: test_convnext does not pad and needs patches of 32 px; views of 73 px "
+        "have patches of 18; set 126 or more, as --image-size 111 does"
+    )
+    assert len(conflicts(Config(), (110, 110, 125, 125), backbone="test_convnext")) == 1
+    assert conflicts(Config(), small, backbone="no_such") == []  # named where it is built

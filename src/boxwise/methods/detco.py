@@ -14,8 +14,10 @@ paper's training code was never released; what it leaves open is a setting.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import count
 from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
@@ -27,6 +29,7 @@ from boxwise.data.cut import ViewSpec
 from boxwise.geometry.tiles import tiles
 from boxwise.geometry.views import Batch, View
 from boxwise.methods.base import Method, MethodConfig, require_levels
+from boxwise.nn.backbones import LEVELS, maps_of
 from boxwise.nn.branch import Branch, Tap
 from boxwise.nn.encoder import Encoder, EncoderConfig
 from boxwise.nn.heads import moco_projector
@@ -100,11 +103,30 @@ class Config(MethodConfig):
             yield f"views: detco takes {wanted} views, got {len(views)}"
         elif self.patches and min(views[2].crop.size, views[3].crop.size) < GRID * 8:
             yield f"views.2.crop.size, views.3.crop.size: a view cut in patches needs {GRID * 8} px"
+        elif self.patches:
+            yield from self._too_small(views, encoder.backbone)
         if encoder.fpn:
             yield "encoder.fpn: detco trains the backbone alone; set encoder.fpn: false"
 
     def build(self, encoder: Encoder) -> DetCo:
         return DetCo(self, encoder)
+
+    def side_in(self, view: int) -> int:
+        """Pixels a side of a patch of a view of `view` pixels."""
+        side, cell = self.patch
+        return max(1, round(view // GRID * side / cell))
+
+    def _too_small(self, views: tuple[ViewSpec, ...], backbone: str) -> Iterator[str]:
+        """What keeps a backbone that does not pad from giving maps of patches."""
+        size, least = min(views[2].crop.size, views[3].crop.size), LEVELS["c5"]
+        if maps_of(backbone, self.side_in(size)):
+            return
+        needed = next(n for n in count(size) if self.side_in(n) >= least)
+        image_size = math.ceil(needed * views[0].crop.size / size)
+        yield (
+            f"views.2.crop.size, views.3.crop.size: {backbone} does not pad and needs patches of {least} px; views of "
+            f"{size} px have patches of {self.side_in(size)}; set {needed} or more, as --image-size {image_size} does"
+        )
 
     def stage_weights(self) -> dict[str, float]:
         """What each stage's losses are multiplied by; only stages that weigh something."""
@@ -188,8 +210,7 @@ class DetCo(Method):
         self.teacher.copy(self.student)
 
     def _cut(self, view: View, noise: Float[Tensor, "B P 3"]) -> View:
-        side, cell = self.config.patch
-        side = max(1, round(view.width // GRID * side / cell))
+        side = self.config.side_in(view.width)
         return tiles(view, noise, grid=GRID, side=side, shuffle=self.config.shuffle_patches)
 
     def _queue_of(self, kind: str, stage: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -103,6 +105,26 @@ def _resnet(name: str, zero_init_last: bool) -> tuple[nn.Module, Widths]:
     whole = getattr(torchvision.models, name)(weights=None, zero_init_residual=zero_init_last)
     top = whole.fc.in_features
     return ResNetBody(whole), [(4 << i, top >> (3 - i)) for i in range(4)]
+
+
+@functools.cache
+def maps_of(name: str, side: int) -> bool:
+    """Whether a backbone gives maps of images of `side` pixels: those that do not pad need their last stride.
+
+    What cannot be built at all has its own errors, where it is built.
+    """
+    if name in RESNETS or side >= LEVELS["c5"]:
+        return True
+    try:
+        with torch.device("meta"):
+            body, _ = build_body(name)
+    except (ValueError, NotImplementedError):
+        return True
+    try:
+        body(torch.zeros(2, 3, side, side, device="meta"))
+    except RuntimeError:  # a kernel larger than what is left of the image
+        return False
+    return True
 
 
 def unknown(name: str) -> Iterator[str]:
