@@ -45,7 +45,10 @@ def moco_projector(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 def conv_projector(inputs: int, outputs: int) -> nn.Sequential:
-    """ReSim's projection of a map: two 3x3 convolutions, the first with BatchNorm and ReLU."""
+    """ReSim's projection of a map: two 3x3 convolutions, the first with BatchNorm and ReLU.
+
+    The paper states inputs and outputs (1024 and 128 of c4); the width between them, the inputs', is ours.
+    """
     return nn.Sequential(
         nn.Conv2d(inputs, inputs, 3, padding=1, bias=False),
         nn.BatchNorm2d(inputs),
