@@ -289,7 +289,7 @@ def test_trap_23_p3_keeps_to_its_own_group() -> None:
     assert alone["p3"] > whole["p3"] + 0.1
 
 
-def test_trap_4_key_maps_come_back_in_the_order_of_the_images() -> None:
+def test_trap_04_key_maps_come_back_in_the_order_of_the_images() -> None:
     """Breaks when vectors are unshuffled and maps are not."""
     query, batch = maps(8, 1), numbered(8, 96)
     shuffle = Shuffle(rand(8, seed=4))

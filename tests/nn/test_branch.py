@@ -57,7 +57,7 @@ def test_patches_are_rows_in_the_order_of_their_image() -> None:
     torch.testing.assert_close(network(single, taps=["image"])["image"], out[3:])
 
 
-def test_what_is_handed_over_is_the_trained_parts_themselves() -> None:
+def test_trap_24_what_is_handed_over_is_the_trained_parts_themselves() -> None:
     """Breaks the export: a missing part or a copy would carry random weights to the detector."""
     assert set(branch().handed_over()) == {"backbone"}
     encoder, head = build_encoder(EncoderConfig(backbone="resnet18", fpn=True)), box_head(256)

@@ -181,3 +181,11 @@ def test_pyramids_start_as_asked(start: str, variance: float) -> None:
     assert weight.detach().var() == pytest.approx(variance, rel=0.05)
     uniform = weight.detach().abs().max() < 2 * variance**0.5
     assert bool(uniform) == (start != "kaiming")
+
+
+def test_trap_24_blocks_stride_in_their_3x3() -> None:
+    """Breaks when a stage halves its maps in the 1x1, as Caffe.s supervised weights do: they would load."""
+    with torch.device("meta"):
+        body = build_encoder(EncoderConfig(backbone="resnet50")).body
+    for stage in (body.layer2, body.layer3, body.layer4):
+        assert (stage[0].conv1.stride, stage[0].conv2.stride) == ((1, 1), (2, 2))

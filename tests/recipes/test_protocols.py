@@ -139,7 +139,7 @@ def test_sizes_and_batches_of_images(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STATED)
-def test_norms_are_trained_over_all_devices_and_nothing_is_frozen(name: str) -> None:
+def test_trap_24_norms_are_trained_over_all_devices_and_nothing_is_frozen(name: str) -> None:
     """Breaks when the first stages stay frozen, as they do by default, or statistics are those of two images."""
     recipe = RECIPES[name]
     frozen = 2 if name in MMDETECTION else 4 if name.endswith("_frozen") else 0

@@ -5,12 +5,13 @@ From the papers and their official code, by way of nothing in `recipes`: a defau
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 from boxwise.recipes import pretrain
+from boxwise.recipes.recipe import Recipe
 from boxwise.recipes.tables import derived
 from boxwise.strict import plain
 
@@ -356,3 +357,11 @@ def test_a_published_run_is_as_stated(name: str) -> None:
 def test_every_published_run_is_stated() -> None:
     """Breaks when a run is added whose values nobody has written down."""
     assert {f.__name__ for f in pretrain.PUBLISHED} <= STATED.keys()
+
+
+@pytest.mark.parametrize("made", pretrain.PUBLISHED, ids=lambda f: f.__name__)
+def test_trap_24_pixels_are_red_first_and_divided_by_their_spread(made: Callable[[], Recipe]) -> None:
+    """Breaks when a run sees blue first, or a std of 1, as supervised weights of Caffe's time do."""
+    for view in made().views:
+        assert [255 * m for m in view.photo.mean] == pytest.approx([123.675, 116.28, 103.53])
+        assert [255 * s for s in view.photo.std] == pytest.approx([58.395, 57.12, 57.375])

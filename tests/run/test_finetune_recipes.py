@@ -32,7 +32,7 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     return load_weights(folder)
 
 
-def test_parts_left_behind_are_as_if_never_trained(held: Weights) -> None:
+def test_trap_24_parts_left_behind_are_as_if_never_trained(held: Weights) -> None:
     """ReSim-FPN without its T. Breaks when a pyramid that is left behind still decides the detector's, or fills it."""
     alone = held.only(("backbone",))
     assert (alone.parts, alone.mean) == (("backbone",), (0.1, 0.2, 0.3)) and held.parts == ("backbone", "fpn")
@@ -47,7 +47,7 @@ def test_parts_left_behind_are_as_if_never_trained(held: Weights) -> None:
     assert all(torch.equal(before[n], t) for n, t in model.backbone.fpn.state_dict().items())
 
 
-def test_a_pyramid_of_some_levels_brings_no_norm(held: Weights) -> None:
+def test_trap_24_a_pyramid_of_some_levels_brings_no_norm(held: Weights) -> None:
     """ReSim^T goes into pyramids with norms. Breaks when its two levels take the norms of all four away."""
     some = Weights(
         held.source,

@@ -75,7 +75,7 @@ def same_names(ours: C4RCNN, theirs: nn.Module, whole: nn.Module) -> list[tuple[
 @pytest.mark.parametrize(
     ("kind", "extra_norm"), [(FasterRCNNC4, True), (FasterRCNNC4, False), (MaskRCNNC4, True)]
 )
-def test_losses_gradients_and_finds_equal_torchvisions(kind: type[OnC4], extra_norm: bool) -> None:
+def test_trap_24_losses_gradients_and_finds_equal_torchvisions(kind: type[OnC4], extra_norm: bool) -> None:
     """Breaks when anchors, crops, the norm behind res5 or its mean differ; masks there run res5 a second time, which
     is the same while norms stand still."""
     torch.manual_seed(0)
@@ -129,7 +129,7 @@ def weights_of(start: str, folder: Any) -> None:
 
 @pytest.mark.parametrize("start", ["plain", "insloc_c4", "resim_fpn"])
 @pytest.mark.parametrize("frozen", [{}, {"norm": "frozen"}, {"frozen_stages": 4}])
-def test_the_whole_backbone_arrives(start: str, frozen: dict[str, Any], tmp_path: Any) -> None:
+def test_trap_24_the_whole_backbone_arrives(start: str, frozen: dict[str, Any], tmp_path: Any) -> None:
     """Breaks when the last stage, or a frozen norm of the stem, starts from random weights in silence."""
     weights_of(start, tmp_path)
     weights = load_weights(tmp_path)

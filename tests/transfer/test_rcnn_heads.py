@@ -73,7 +73,7 @@ def test_the_extra_norm_reads_what_the_head_gives() -> None:
     torch.testing.assert_close(with_it.roi_heads.box_head.train()(crops), expected)
 
 
-def test_a_pretrained_head_arrives_before_the_extra_norm_and_not_in_2fc(tmp_path) -> None:
+def test_trap_24_a_pretrained_head_arrives_before_the_extra_norm_and_not_in_2fc(tmp_path) -> None:
     """Breaks when a norm that no pretraining has counts as lost, or 2fc waits for weights that nobody trains."""
     torch.manual_seed(1)
     encoder = build_encoder(EncoderConfig(backbone="resnet18", fpn=True, fpn_channels=16))

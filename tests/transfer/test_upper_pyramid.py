@@ -69,7 +69,9 @@ def handed_over(folder: Path, norm: str = "bn", head: bool = True, **config: Any
 
 
 @pytest.mark.parametrize("norm", ["bn", "none"])
-def test_pretrained_levels_arrive_one_block_lower(norm: str, family: type[OneStage], tmp_path: Path) -> None:
+def test_trap_24_pretrained_levels_arrive_one_block_lower(
+    norm: str, family: type[OneStage], tmp_path: Path
+) -> None:
     """Breaks when p3's block goes into p4's: shapes fit in the 3x3 convolutions, and nothing would tell."""
     encoder = handed_over(tmp_path, norm)
     model = small(family, fpn_norm=norm)
