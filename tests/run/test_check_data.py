@@ -139,6 +139,32 @@ def test_every_problem_of_both_splits_is_told(tmp_path: Path) -> None:
     assert "problems      2\n  - " in found.text
 
 
+def test_no_fault_hides_another(tmp_path: Path) -> None:
+    """Breaks when boxes and categories are looked at only once every file is there, or val only once train is right."""
+
+    def spoil(content: Any) -> None:
+        content["annotations"][0]["bbox"] = [9, 9, -5, 5]
+        content["annotations"][1]["category_id"] = 8
+        del content["images"][1]["width"]
+        content["images"][1]["file_name"] = "../val2017/val0.png"
+        content["images"].append({"id": 2, "file_name": "none.png"})
+        content["annotations"][2] |= {"image_id": 2, "bbox": [500, 5, 10, 10]}
+
+    coco_set(tmp_path)
+    edit(tmp_path / TRAIN, spoil)
+    edit(
+        tmp_path / "annotations/instances_val2017.json",
+        lambda content: content["categories"].append({"id": 9, "name": "wolf"}),
+    )
+    first, second = check(tmp_path).problems
+    assert "4 kinds of problems" in first  # a box of an image whose size nobody knows is no fifth
+    assert "names that are absolute or contain ..: '../val2017/val0.png'" in first
+    assert "missing image files: 'none.png'" in first
+    assert "inverted boxes (negative width or height): annotation 1 of train0.png [9, 9, -5, 5]" in first
+    assert 'categories not in "categories": annotation 2 is of category 8' in first
+    assert "instances_val2017.json: categories unknown to the detector: 9 wolf" in second
+
+
 def test_what_is_odd_and_no_error_is_noted(tmp_path: Path) -> None:
     """Boxes twice, images twice, boxes over the edge, classes that are measured alone."""
 

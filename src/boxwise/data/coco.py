@@ -23,6 +23,8 @@ from boxwise.data.problems import Problems
 DENSE = "dp"
 """The extra that stands for every field of DensePose: dp_x, dp_y, dp_I, dp_U, dp_V, dp_masks."""
 
+UNKNOWN = 2**31
+"""Sides of an image whose size nobody knows, which is told: no box of it is outside as well."""
 
 Format = Literal["coco", "voc", "lvis", "cityscapes", "yolo"]
 Reader = Callable[[], tuple[Json, str]]
@@ -45,6 +47,12 @@ class Category:
         """What a json, COCO's or one that was written from a Category, says of it."""
         skeleton = tuple((int(a), int(b)) for a, b in entry.get("skeleton", ()))
         return cls(entry["id"], entry["name"], tuple(entry.get("keypoints", ())), skeleton)
+
+
+def stated_categories(reader: Reader, file: Path) -> list[Category]:
+    """Those of a json, by id, whatever else is wrong with it. Raises ValueError where the list itself is."""
+    own = [Category.of(c) for c in entries(reader()[0], file, "categories", id=int, name=str)]
+    return _by_id(own)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,9 +114,8 @@ def annotated(
     _check_unique("categories", [c.id for c in own], problems)
     known = _agreed(own, categories, problems)
     names = [image["file_name"] for image in images]
-    check_names(names, folder, problems)
-    problems.check()  # sizes may have to be read from the files
-    sizes = np.array([_size(image, folder, problems) for image in images], dtype=np.int64)
+    lost = check_names(names, folder, problems)
+    sizes = np.array([_size(image, folder, lost, problems) for image in images], dtype=np.int64)
     image_of, label_of = _linked(raw, own, known, problems)
     rows, boxes = usable_boxes(raw, image_of, sizes, problems)
     problems.check()
@@ -155,9 +162,13 @@ def _check_unique(key: str, ids: list[int], problems: Problems) -> None:
         seen.add(number)
 
 
+def _by_id(own: list[Category]) -> list[Category]:
+    return sorted(own, key=lambda category: category.id)
+
+
 def _agreed(own: list[Category], wanted: Sequence[Category] | None, problems: Problems) -> list[Category]:
     if wanted is None:
-        return sorted(own, key=lambda category: category.id)
+        return _by_id(own)
     named = {(category.id, category.name) for category in wanted}
     for category in own:
         if (category.id, category.name) not in named:
@@ -166,17 +177,19 @@ def _agreed(own: list[Category], wanted: Sequence[Category] | None, problems: Pr
     return list(wanted)
 
 
-def _size(image: Json, folder: Path, problems: Problems) -> tuple[int, int]:
-    """What the json says; where it says nothing, the upright size of the file."""
+def _size(image: Json, folder: Path, lost: Collection[str], problems: Problems) -> tuple[int, int]:
+    """What the json says; where it says nothing, the upright size of the file, unless its name is `lost`."""
     width, height = image.get("width"), image.get("height")
     if _is_length(width) and _is_length(height):
         return int(width), int(height)
+    if image["file_name"] in lost:
+        return UNKNOWN, UNKNOWN
     try:
         header = read_header(folder / image["file_name"])
     except BadImage as bad:
         mend = 'mend the files, or state "width" and "height"'
         problems.add("images of unknown size", str(bad), mend=mend)
-        return 1, 1
+        return UNKNOWN, UNKNOWN
     return upright_size(header.width, header.height, header.orientation)
 
 

@@ -134,12 +134,16 @@ def image_names(raw: Json, file: Path, folder: Path) -> list[str]:
     return names
 
 
-def check_names(names: list[str], folder: Path, problems: Problems) -> None:
-    """Adds names that lead out of `folder` and files that are not there."""
+def check_names(names: list[str], folder: Path, problems: Problems) -> set[str]:
+    """Adds names that lead out of `folder` and files that are not there; returns them."""
+    lost = set[str]()
     for name in names:
         if OUTSIDE.match(name):
             mend = f"write file names relative to the folder of images ({folder}), or list files in a .txt"
             problems.add("names that are absolute or contain ..", repr(name), mend=mend)
+            lost.add(name)
         elif not (folder / name).is_file():
             mend = f"put them into {folder}, pass the right --images DIR, or remove them from the json"
             problems.add("missing image files", repr(name), mend=mend)
+            lost.add(name)
+    return lost

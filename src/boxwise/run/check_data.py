@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from boxwise.data.coco import DENSE, Category
+from boxwise.data.coco import DENSE, Category, stated_categories
 from boxwise.data.decode import BadImage, decode
 from boxwise.data.formats.layouts import find_source, holds_labels
 from boxwise.data.targets import Labelled, open_labelled
@@ -53,12 +53,13 @@ def check(
     data, found, opened = Path(data), Findings(), dict[str, Labelled]()
     if images is None and val is None and data.exists() and not holds_labels(data):
         return _checked(check_images(data, every=every))
-    categories: tuple[Category, ...] | None = None
+    categories: Sequence[Category] | None = None
     alone = data.suffix.lower() == ".json" and val is None
     for split in SPLITS[:1] if alone else SPLITS:
         given: dict[str, Any] = {"split": split, "images": images, "val": val}
         labelled = _open(data, found, **given, categories=categories, extras=_at_once(data, given))
         if labelled is None:
+            categories = categories or _categories(data, given)  # val's are held to them all the same
             continue
         opened[split], categories = labelled, labelled.categories
         title = f"{split:<{WIDTH}}{labelled.table.file}, {NAMES[labelled.format]}, images in {labelled.table.folder}"
@@ -97,6 +98,14 @@ def _open(data: Path, found: Findings, *, extras: tuple[str, ...], **given: Any)
             return None
     found.notes += [str(one.message) for one in told if issubclass(one.category, UserWarning)]
     return labelled
+
+
+def _categories(data: Path, given: dict[str, Any]) -> list[Category] | None:
+    try:
+        found = find_source(data, **given)
+        return stated_categories(found.reader, found.file)
+    except (ValueError, OSError):  # said when the split was opened
+        return None
 
 
 def _told(labelled: Labelled) -> Iterator[str]:
