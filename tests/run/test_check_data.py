@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from boxwise.cli import main
-from boxwise.run.check_data import Checked, check
+from boxwise.run.check_data import UNUSABLE, Checked, check
 from layouts import cityscapes_set, coco_set, densepose_set, edit, lvis_set, picture, voc_devkit, yolo_set
 
 TRAIN = "annotations/instances_train2017.json"
@@ -137,6 +137,39 @@ def test_every_problem_of_both_splits_is_told(tmp_path: Path) -> None:
     assert "instances_train2017.json: inverted boxes" in found.problems[0]
     assert "instances_val2017.json: missing image files: 'val0.png'" in found.problems[1]
     assert "problems      2\n  - " in found.text
+
+
+def test_what_a_run_would_refuse_to_read_is_a_problem(tmp_path: Path) -> None:
+    """Breaks when data passes here and `finetune` refuses it: outlines, keypoints or points on bodies."""
+
+    def spoil(content: Any) -> None:
+        content["annotations"][0]["segmentation"] = [[4, 5, 14, 5, 14]]
+        content["annotations"][1]["segmentation"] = {"size": [15, 20], "counts": [300]}
+
+    def misname(content: Any) -> None:
+        content["categories"][0]["keypoints"] = ["nose", "tail"]
+        content["annotations"][0] |= {"category_id": 3, "keypoints": [1, 2, 2]}
+
+    val = "annotations/{}_val2017.json"
+    coco_set(tmp_path / "coco")
+    people = tmp_path / "coco" / val.format("person_keypoints")
+    people.write_bytes((tmp_path / "coco" / val.format("instances")).read_bytes())
+    edit(tmp_path / "coco" / TRAIN, spoil)
+    edit(people, misname)
+    found = check(tmp_path / "coco")
+    train, test = found.problems
+    assert "instances_train2017.json: segmentation that cannot be read: annotation 0" in train
+    assert "5 numbers in a polygon" in train and "run lengths of size [15, 20]" in train
+    assert "person_keypoints_val2017.json: keypoints that cannot be read" in test
+    assert "3 numbers, not 6 for 2 names" in test
+    assert part(found, "train")["masks"] == part(found, "val")["keypoints"] == UNUSABLE
+    densepose_set(tmp_path / "bodies")
+    edit(
+        tmp_path / "bodies/annotations/densepose_coco_2014_minival.json",
+        lambda content: content["annotations"][0].update(dp_I=[2.0, 25.0]),
+    )
+    (said,) = check(tmp_path / "bodies").problems
+    assert "densepose_coco_2014_minival.json: dp that cannot be read" in said and "dp_I holds 25.0" in said
 
 
 def test_no_fault_hides_another(tmp_path: Path) -> None:

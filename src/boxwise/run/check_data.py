@@ -18,6 +18,7 @@ from boxwise.data.targets import Labelled, open_labelled
 from boxwise.run.check_images import WIDTH, Findings, check_images, line, sampled
 from boxwise.run.check_labels import counted, doubled, outlined
 from boxwise.run.preflight import counts, doubts, misplaced, some
+from boxwise.transfer.readable import check_readable
 
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 NAMES = {
@@ -32,6 +33,7 @@ SMALL, LARGE = 32.0**2, 96.0**2
 """COCO's bounds of areas, in square pixels."""
 CATEGORIES = 20
 """Categories that are listed; of more, the most and the least frequent."""
+UNUSABLE = "labels that cannot be used, see below"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +141,12 @@ def _extras(data: Path, labelled: Labelled, given: dict[str, Any], found: Findin
     """What there is beside boxes: masks, keypoints, DensePose, classes of pixels."""
     table = labelled.table
     masks = outlined(table.extras["segmentation"])
-    yield line("masks", f"{masks} of {len(table.boxes)} boxes" if masks else "none")
+    drawn = f"{masks} of {len(table.boxes)} boxes" if masks else "none"
+    yield line("masks", drawn if _readable(labelled, "segmentation", found) else UNUSABLE)
     for what, name in POINTS.items():
         other = labelled if name in table.extras else _open(data, found, **given, extras=(name,))
-        if other is None:
-            yield line(what, "labels that cannot be used, see below")
+        if other is None or not _readable(other, name, found):
+            yield line(what, UNUSABLE)
             continue
         held, points = counted(other.table.extras[name], name)
         where = "" if other.table.file == table.file else f", in {other.table.file.name}"
@@ -153,6 +156,16 @@ def _extras(data: Path, labelled: Labelled, given: dict[str, Any], found: Findin
     stated = labelled.format == "cityscapes"
     pixels = "stated" if stated else "from masks" if masks else "none"
     yield line("semantic", f"{pixels}, {len(labelled.semantic_names)} classes" if stated or masks else pixels)
+
+
+def _readable(labelled: Labelled, name: str, found: Findings) -> bool:
+    """Whether a training that reads the field `name` would start."""
+    try:
+        check_readable(labelled, (name,))
+    except ValueError as error:
+        found.problems.append(str(error))
+        return False
+    return True
 
 
 def _files(labelled: Labelled, every: bool, found: Findings) -> Iterator[str]:

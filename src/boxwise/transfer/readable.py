@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +24,15 @@ DENSE_LISTS: Mapping[str, tuple[float, float]] = {
 """What an annotation lists of its points, and the range of each, with room for rounding."""
 
 
-def check_readable(labelled: Labelled) -> None:
-    """Raises ValueError that lists, with file and places, the values that cannot be read of the fields that were asked
-    for; objects without one are none."""
+def check_readable(labelled: Labelled, names: Collection[str] | None = None) -> None:
+    """Raises ValueError that lists, with file and places, the values that cannot be read of the fields `names`, or of
+    all that were asked for; objects without one are none."""
     table, problems = labelled.table, Problems(labelled.table.file)
     image_of = np.repeat(np.arange(len(table.names)), np.diff(table.first))
     held = np.flatnonzero(np.isin(image_of, labelled.index)).tolist()
-    names = len(keypoint_names(labelled.categories))
+    marks = len(keypoint_names(labelled.categories))
     for name, texts in table.extras.items():
-        if name not in FIELDS:
+        if name not in FIELDS or (names is not None and name not in names):
             continue
         wrong, mend = FIELDS[name]
         for row in held:
@@ -40,7 +40,7 @@ def check_readable(labelled: Labelled) -> None:
             if value is None:
                 continue
             width, height = table.sizes[image_of[row]].tolist()
-            if said := wrong(value, Known(names, [height, width])):
+            if said := wrong(value, Known(marks, [height, width])):
                 place = f"annotation {table.rows[row]} in the order of the json, {said}"
                 problems.add(f"{name} that cannot be read", place, mend=mend)
     problems.check()
