@@ -117,7 +117,7 @@ def annotated(
     lost = check_names(names, folder, problems)
     sizes = np.array([_size(image, folder, lost, problems) for image in images], dtype=np.int64)
     image_of, label_of = _linked(raw, own, known, problems)
-    rows, boxes = usable_boxes(raw, image_of, sizes, problems)
+    rows, boxes = usable_boxes(raw, image_of, sizes, problems, layout=format)
     problems.check()
     order = rows[np.argsort(image_of[rows], kind="stable")]
     areas, crowd = areas_and_crowds(annotations, order, boxes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,31 @@ from boxwise.data.problems import Problems
 
 FEW = 1000
 """Empty boxes are left out while fewer than one annotation in so many has one: COCO's train2017 holds two."""
+ORIGIN = "origin"
+"""The key under which readers of other layouts leave where an annotation stands in the user's own files."""
+MEANT: Mapping[str, str] = {
+    "voc": "xmin, ymin, xmax, ymax count pixels from 1 and are not beyond <size>",
+    "yolo": "cx cy width height, or x y of each point, are shares of the image from 0 to 1",
+}
+"""What the numbers of a box mean, by layout; elsewhere as COCO has it."""
 XYWH = "a bbox is [x, y, width, height] in pixels"
 SLACK = 1.0
 """Pixels that a box may reach over the edge, by rounding, before its being clipped is worth a warning."""
 
 
 def usable_boxes(
-    raw: Json, image_of: NDArray[np.int64], sizes: NDArray[np.int64], problems: Problems
+    raw: Json, image_of: NDArray[np.int64], sizes: NDArray[np.int64], problems: Problems, *, layout: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Rows whose boxes can be used, and xyxy boxes of all rows clipped to their images."""
+    """Rows whose boxes can be used, and xyxy boxes of all rows clipped to their images.
+
+    What is wrong is told in the words of `layout`, with the places and numbers that the user wrote.
+    """
+    meant = MEANT.get(layout)
 
     def tell(row: np.intp) -> str:
         annotation, image = raw["annotations"][row], raw["images"][image_of[row]]
+        if meant:
+            return str(annotation[ORIGIN])
         return f"annotation {annotation.get('id', row)} of {image['file_name']} {annotation['bbox']}"
 
     x, y, w, h = _numbers([a["bbox"] for a in raw["annotations"]]).T
@@ -38,10 +52,10 @@ def usable_boxes(
     fine = ~(wrong | inverted | empty | outside | (image_of < 0))
     few = empty.sum() * FEW <= len(boxes)
     for what, where, mend in (
-        ("boxes that are not four numbers", wrong, XYWH),
-        ("inverted boxes (negative width or height)", inverted, XYWH),
+        ("boxes that are not four numbers", wrong, meant or XYWH),
+        ("inverted boxes (negative width or height)", inverted, meant or XYWH),
         ("empty boxes (no width or no height)", empty & ~few, "remove or redraw them"),
-        ("boxes outside their image", outside, f"{XYWH} of an image as large as the json says"),
+        ("boxes outside their image", outside, meant or f"{XYWH} of an image as large as the json says"),
     ):
         for row in np.flatnonzero(where):
             problems.add(what, tell(row), mend=mend)

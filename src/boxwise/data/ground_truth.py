@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from boxwise.data.coco import Annotated
+from boxwise.data.coco_boxes import MEANT, ORIGIN
 from boxwise.data.coco_files import Json
 from boxwise.data.decode import BadImage, read_header
 from boxwise.data.orientation import upright_boxes, upright_mask, upright_points, upright_size
@@ -56,6 +57,8 @@ def ground_truth(table: Annotated, images: np.ndarray) -> Json:
         kept_images.append(entry)
         for k in range(table.first[image], table.first[image + 1]):
             annotation = {**raw["annotations"][table.rows[k]]}
+            if table.format in MEANT:
+                del annotation[ORIGIN]
             annotation.setdefault("area", float(table.areas[k]))
             annotation["iscrowd"] = int(table.crowd[k])
             kept.append(annotation if turn == 1 else upright(annotation, turn, width=width, height=height))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
+from boxwise.data.coco_boxes import ORIGIN
 from boxwise.data.coco_files import OUTSIDE, Json
 from boxwise.data.listing import scan
 from boxwise.data.problems import Problems
@@ -60,7 +61,8 @@ def read_voc(root: Path, split: Literal["train", "val"]) -> tuple[Json, str]:
 
     Of several years, trainval of each is to train on, and test of the first to measure on: 07+12 and test2007. So
     it is with one folder that has a test.txt; without one, train.txt and val.txt. Images and annotations are
-    numbered from 1. Annotations carry `difficult`. Raises ValueError for all that is wrong in lists and files.
+    numbered from 1. Annotations carry `difficult` and their origin. Raises ValueError for all that is wrong in
+    lists and files.
     """
     folders = voc_folders(root)
     digest, problems = hashlib.blake2b(digest_size=16), Problems(root)
@@ -158,7 +160,10 @@ def _read_xml(path: Path, digest: hashlib.blake2b, problems: Problems) -> tuple[
         width, height = right - left + 1, bottom - top_ + 1
         flag = int(_number(held.findtext("difficult")) == 1)
         box = {"bbox": [left - 1, top_ - 1, width, height], "area": width * height}
-        objects.append({"name": name, **box, "iscrowd": 0, "difficult": flag})
+        corners = zip(SIDES, (left, top_, right, bottom), strict=True)
+        read = ", ".join(f"{side} {value:g}" for side, value in corners)
+        where = {ORIGIN: f"{path}, object {number} ({read})"}
+        objects.append({"name": name, **box, "iscrowd": 0, "difficult": flag, **where})
     sizes = {key: _number(top.findtext(f"size/{key}")) for key in ("width", "height")}
     return {key: int(value) for key, value in sizes.items() if value}, objects
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
+from boxwise.data.coco_boxes import ORIGIN
 from boxwise.data.coco_files import OUTSIDE, Json
 from boxwise.data.decode import BadImage, read_header
 from boxwise.data.listing import scan
@@ -190,7 +191,8 @@ def _objects(
         elif not all(-SLACK <= value <= 1 + SLACK for value in values[1:]):
             problems.add("coordinates that are no shares of the image", where, mend=LINE)
         else:
-            yield {"category_id": int(values[0]), "iscrowd": 0, **_placed(values[1:], width, height)}
+            placed = _placed(values[1:], width, height)
+            yield {"category_id": int(values[0]), "iscrowd": 0, **placed, ORIGIN: where}
 
 
 def _values(line: str) -> list[float]:
