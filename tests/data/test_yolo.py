@@ -62,14 +62,31 @@ def test_changed_labels_are_noticed(tmp_path: Path) -> None:
         train.coco()
 
 
-@pytest.mark.parametrize("key", ["path", "train"])
-@pytest.mark.parametrize("place", ["..", "../other", "/", "a/../.."])
-def test_no_path_leads_out(tmp_path: Path, key: str, place: str) -> None:
+def test_a_path_may_lead_anywhere(tmp_path: Path) -> None:
+    """Ultralytics' own yamls lie apart from their data. Breaks when the folder that a user states is refused."""
+    yolo_set(tmp_path / "datasets/y")
+    file = tmp_path / "code/data.yaml"
+    file.parent.mkdir()
+    for path, inside in (
+        ("../datasets/y", "."),
+        ("../datasets/y", tmp_path / "datasets/y"),
+        (tmp_path, "datasets/y"),
+    ):
+        file.write_text(f"path: {path}\ntrain: {inside}/images/train\nval: images/val\nnames: [cat, dog]\n")
+        train = open_labelled(file, split="train")
+        assert [Path(train.name(i)).name for i in range(2)] == ["a.jpg", "b.jpg"]
+        assert train.read(0)[1].boxes.tolist() == [[15, 12, 25, 18], [4, 3, 20, 15]]
+
+
+@pytest.mark.parametrize("key", ["train", "val"])
+@pytest.mark.parametrize("place", ["..", "../other", "/", "a/../..", ["images/val", "../other"]])
+@pytest.mark.parametrize("path", [None, "../set"])
+def test_nothing_leads_out_of_the_path(tmp_path: Path, key: Any, place: Any, path: str | None) -> None:
     """Breaks when a yaml from elsewhere makes a run read any file of the user's."""
     (tmp_path / "other").mkdir()
-    file = yolo_set(tmp_path / "set", **{key: place})
+    file = yolo_set(tmp_path / "set", path=path, **{key: place})
     with pytest.raises(ValueError, match=rf"data\.yaml: {key}: .* leads out of"):
-        open_labelled(file, split="train")
+        open_labelled(file, split=key)
 
 
 def test_no_line_of_a_list_leads_out(tmp_path: Path) -> None:
@@ -122,7 +139,7 @@ def test_lines_that_cannot_be_are_named(tmp_path: Path, line: str, said: str) ->
         ({"train": "labels"}, "train: labels holds no images"),
         ({"val": None}, "has no val"),
         ({"kpt_shape": [17, 3]}, "keypoints are read from COCO jsons only"),
-        ({"path": "none"}, "path: none is no folder in"),
+        ({"path": "none"}, "path: none: there is no folder .*/none; name"),
     ],
 )
 def test_settings_that_cannot_be_are_named(tmp_path: Path, settings: dict[str, Any], said: str) -> None:

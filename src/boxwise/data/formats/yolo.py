@@ -98,18 +98,13 @@ def _settings(file: Path) -> Mapping[str, Any]:
 
 
 def _root(file: Path, held: Mapping[str, Any]) -> Path:
-    """Raises ValueError where "path" leads out of the folder of the yaml."""
+    """Where "path" of the yaml leads, which may be anywhere: its user named it, and all else must lie below."""
     path = str(held.get("path") or ".")
     root = file.parent / path
-    if ".." in PurePosixPath(path).parts or not root.resolve().is_relative_to(file.parent.resolve()):
-        raise ValueError(
-            f"{file}: path: {path} leads out of {file.parent}/; move the yaml into the folder of the data and "
-            "take the line out"
-        )
     if not root.is_dir():
         raise ValueError(
-            f"{file}: path: {path} is no folder in {file.parent}/; take the line out where the data lies beside "
-            "the yaml"
+            f"{file}: path: {path}: there is no folder {root}; name the one that train and val start from, "
+            "absolute or from the yaml, or take the line out where the data lies beside the yaml"
         )
     return root
 
@@ -149,8 +144,9 @@ def _inside(file: Path, root: Path, place: str, split: str) -> PurePosixPath:
     """`place` relative to `root`. Exports that write ../train/images for train/images mean the latter."""
     if place.startswith("../") and (root / place.removeprefix("../")).exists():
         place = place.removeprefix("../")
-    if Path(place).is_absolute() and Path(place).is_relative_to(root.absolute()):
-        place = Path(place).relative_to(root.absolute()).as_posix()
+    whole = os.path.normpath(root.absolute())
+    if Path(place).is_absolute() and Path(place).is_relative_to(whole):
+        place = Path(place).relative_to(whole).as_posix()
     if OUTSIDE.match(place):
         raise ValueError(
             f"{file}: {split}: {place} leads out of {root}/; name what lies inside, images/{split}"
