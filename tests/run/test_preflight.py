@@ -1,4 +1,4 @@
-"""What cannot be meant stops a run before its first step; what misleads is said; an AP of 0 names its suspects."""
+"""What cannot be meant stops a run before its first step; what misleads is said; a failed run names its suspects."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ def test_images_that_are_trained_and_measured(tmp_path: Path) -> None:
     assert "2 of 2 images to measure on are trained on too (train0.png, train1.png)" in doubt
 
 
-def test_an_ap_of_zero_names_its_suspects(tmp_path: Path) -> None:
+def test_a_main_figure_next_to_nothing_names_its_suspects(tmp_path: Path) -> None:
     """Breaks when a run that learned nothing ends like any other, or a good one is suspected."""
     train, test = splits(coco_set(tmp_path, bees=False))
     recipe = faster_rcnn_fpn().changed({"steps": 3, "batch_size": 2, "lr": 0.04, "optim.lr_batch": 8})
     said = suspects(recipe, train, test, {"AP": 0.0, "AP50": 0.0})
-    assert said is not None
+    assert said is not None and said.startswith("AP is 0.00 at the end of training: ")
     for word in (
         "too few steps: 3 are 3.0 passes over 2 images, which is few",
         "learning rate: 0.01 ",
@@ -93,9 +93,24 @@ def test_an_ap_of_zero_names_its_suspects(tmp_path: Path) -> None:
         f"wrong folder of images: {tmp_path / 'train2017'} and {tmp_path / 'val2017'}",
     ):
         assert word in said
-    assert suspects(recipe, train, test, {"AP": 0.1}) is None
+    assert suspects(recipe, train, test, {"AP": 1.0, "mask_AP": 40.0, "kp_AP50": 0.0}) is None
     assert suspects(recipe, train, test, {"AP": -1.0}) is None, "there was nothing to find"
-    assert suspects(recipe, train, test, {"mIoU": 0.0}) is None
+
+
+def test_every_main_figure_is_judged(tmp_path: Path) -> None:
+    """Breaks when good boxes hide masks or keypoints that were not learned, or a picture of sky alone passes."""
+    train, test = splits(coco_set(tmp_path))
+
+    def judged(**results: float) -> str | None:
+        said = suspects(faster_rcnn_fpn(), train, test, results)
+        return None if said is None else said.partition(" at the end")[0]
+
+    assert judged(AP=30.0, mask_AP=0.4, kp_AP=0.05, mask_AP50=9.0) == "mask_AP is 0.40, kp_AP is 0.05"
+    assert judged(AP=30.0, mask_AP=30.0, gps_AP=-1.0) is None
+    one = {"IoU sky": 60.0, "IoU dog": 0.0, "IoU cat": -1.0}
+    assert judged(mIoU=30.0, **one) == "mIoU is 30.00"
+    assert judged(mIoU=33.5, **{**one, "IoU dog": 7.0}) is None
+    assert judged(mIoU=0.0) == "mIoU is 0.00"
 
 
 def test_settings_of_data_ask_for_their_fields() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from boxwise.engine.atomic import read_json
 from boxwise.run.compare_arms import RANDOM
 from boxwise.run.compare_plan import Cell, spoken
-from boxwise.run.verdict import sentence, verdict
+from boxwise.run.verdict import JUDGED, sentence, verdict
 from boxwise.transfer.metrics import Metric, curves
 
 Results = dict[str, Any]
@@ -19,8 +19,6 @@ SHOWN = (
     *("mask_AP", "mask_AP50", "mask_AP75", "kp_AP", "kp_AP50", "kp_AP75", "gps_AP", "gpsm_AP", "mIoU"),
 )
 """What a table shows of the figures that a detector has."""
-JUDGED = ("AP", "mask_AP", "kp_AP", "gps_AP", "gpsm_AP", "mIoU")
-"""Those of them that there are verdicts of, the first before all."""
 CURVE = "iou.json"
 """In a run folder: AP by the IoU from which a box counts as found."""
 

@@ -12,6 +12,7 @@ from boxwise.data.decode import BadImage
 from boxwise.data.targets import Labelled
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.run.fit import rate
+from boxwise.run.verdict import JUDGED, LEARNT
 
 TRIED = 64
 """Files whose sizes are compared with what their labels say."""
@@ -79,8 +80,9 @@ def doubts(train: Labelled, test: Labelled) -> Iterator[str]:
 def suspects(
     recipe: TransferRecipe, train: Labelled, test: Labelled, results: Mapping[str, Any]
 ) -> str | None:
-    """What to look at when AP is 0 after training, likeliest first; none where it is not."""
-    if results.get("AP") != 0:
+    """What to look at when a main figure is next to nothing after training, likeliest first; none where none is."""
+    low = [f"{name} is {results[name]:.2f}" for name in JUDGED if 0 <= _learned(results, name) < LEARNT]
+    if not low:
         return None
     learned, measured = counts(train), counts(test)
     steps = recipe.steps(len(train))
@@ -90,7 +92,7 @@ def suspects(
     short = ", which is few" if passes < PASSES else ""
     folders = " and ".join(dict.fromkeys(str(one.table.folder) for one in (train, test)))
     lines = [
-        "AP is 0: nothing was found where it should be. Suspects:",
+        f"{', '.join(low)} at the end of training: next to nothing was learned. Suspects:",
         f"too few steps: {steps} are {passes:.1f} passes over {len(train)} images{short}",
         f"the learning rate: {rate(recipe):.3g} at the end of warm-up; try a tenth, or look at train.log for losses "
         "that do not fall",
@@ -99,6 +101,14 @@ def suspects(
         f"the wrong folder of images: {folders}; look at figures/detections.png and at `boxwise data check`",
     ]
     return "\n  ".join(lines)
+
+
+def _learned(results: Mapping[str, Any], name: str) -> float:
+    """A main figure; a mean IoU without its best class, which is all that pictures of one class alone get right."""
+    ious = sorted(value for key, value in results.items() if key.startswith("IoU ") and value >= 0)
+    if name == "mIoU" and len(ious) > 1:
+        return sum(ious[:-1]) / (len(ious) - 1)
+    return float(results.get(name, -1))
 
 
 def counts(labelled: Labelled) -> NDArray[np.int64]:

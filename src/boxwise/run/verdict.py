@@ -10,11 +10,14 @@ from typing import Literal
 
 Kind = Literal["better", "worse", "same", "unclear", "one seed", "nothing learnt", "not measured"]
 
+JUDGED = ("AP", "mask_AP", "kp_AP", "gps_AP", "gpsm_AP", "mIoU")
+"""The main figures, one of each kind of things found, the first before all."""
 CONFIDENCE = 0.95
 SAME = 1.0
 """Points: an interval that holds 0 and lies within this much of it is called no difference."""
 LEARNT = 1.0
-"""Points: where no run of either arm reaches this, there is nothing to compare."""
+"""Points: a figure below this says that nothing was learned; where no run of either arm reaches it, there is nothing to
+compare."""
 
 
 @dataclass(frozen=True, slots=True)
