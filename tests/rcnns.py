@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -11,6 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from boxwise.nn import align
 
+M = TypeVar("M", bound=nn.Module)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL: dict[str, Any] = {
     "backbone": "resnet18",
@@ -87,9 +88,19 @@ def block(
     return ImageList(padded, [tuple(i.shape[-2:]) for i in images]), targets
 
 
+def awake(model: M) -> M:
+    """`model` with its zero norms at one: the last of a timm ResNet's blocks, through which nothing of them learns."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1 and name.endswith("weight") and not parameter.any():
+            nn.init.ones_(parameter)
+    return model
+
+
 def silent(model: nn.Module) -> list[str]:
-    """Parameters that train and have met no gradient."""
-    return [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    """Parameters that train and have met no gradient, or one of zeros."""
+    return [
+        n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
 
 
 def assert_same_training(ours: nn.Module, theirs: nn.Module, pairs: list[tuple[Tensor, Tensor]]) -> None:

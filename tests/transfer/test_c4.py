@@ -19,7 +19,18 @@ from boxwise.interop.files import load_weights, save_weights, write_state
 from boxwise.methods import insloc
 from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.transfer.detectors.c4 import C4RCNN, FasterRCNNC4, MaskRCNNC4, OnC4
-from rcnns import FEW, MEAN, STD, TOLD, assert_same_finds, assert_same_training, block, pictures, silent
+from rcnns import (
+    FEW,
+    MEAN,
+    STD,
+    TOLD,
+    assert_same_finds,
+    assert_same_training,
+    awake,
+    block,
+    pictures,
+    silent,
+)
 
 SMALL: dict[str, Any] = {
     "backbone": "resnet18",
@@ -204,7 +215,8 @@ def test_masks_are_learned_from_the_very_maps_of_boxes() -> None:
 @pytest.mark.parametrize("backbone", ["resnet26", "convnext_atto"])
 def test_timm_backbones_whose_last_stage_comes_off_train(backbone: str) -> None:
     """Breaks when stages of another library are named or counted otherwise: stages_3 is res5."""
-    model = small(MaskRCNNC4, backbone=backbone, frozen_stages=4).train()
+    model = small(MaskRCNNC4, backbone=backbone, frozen_stages=4)
+    awake(model).train()
     sum(model.losses(*block(*pictures())).values()).backward()
     assert silent(model) == []
     fixed = {n.split(".")[2] for n, p in model.named_parameters() if not p.requires_grad}

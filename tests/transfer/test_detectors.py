@@ -16,6 +16,7 @@ from boxwise.transfer.detectors.keypoint_rcnn import KeypointRCNNFPN
 from boxwise.transfer.detectors.mask_rcnn import MaskRCNNFPN
 from boxwise.transfer.detectors.rcnn import FasterRCNNFPN
 from boxwise.transfer.detectors.retinanet import RetinaNet
+from rcnns import awake, silent
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = {"backbone": "resnet18", "fpn_channels": 32, "min_size": 96, "max_size": 160}
@@ -138,13 +139,13 @@ def test_the_block_on_the_network_holds(no_network: None) -> None:
 @pytest.mark.parametrize("backbone", ["resnet26", "convnext_atto"])
 def test_timm_backbones_train(backbone: str) -> None:
     """Every parameter of a foreign backbone must get a gradient through our pyramid."""
-    model = small(backbone=backbone, min_size=64, max_size=64, box_batch_size_per_image=8)
+    model = awake(small(backbone=backbone, min_size=64, max_size=64, box_batch_size_per_image=8))
     images, targets = (
         [torch.rand(3, 64, 64)],
         [{"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}],
     )
     sum(model(images, targets).values()).backward()
-    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert silent(model) == []
 
 
 def frozen_and_training(model: FasterRCNN) -> tuple[set[str], set[str]]:

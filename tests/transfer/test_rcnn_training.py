@@ -17,7 +17,7 @@ from boxwise.transfer.detectors.rcnn import FasterRCNNFPN
 from boxwise.transfer.detectors.two_stage import RCNN, TwoStage
 from boxwise.transfer.samples import TrainSamples, collate
 from boxwise.transfer.task import Detection
-from rcnns import MEAN, STD, block, pictures, silent
+from rcnns import MEAN, STD, awake, block, pictures, silent
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "coco_sample"
 SMALL: dict[str, Any] = {
@@ -64,7 +64,7 @@ def test_a_real_photo_is_learned_from_and_searched(config: TwoStage) -> None:
     people = open_labelled(PHOTOS, split="val", extras=config.extras())
     samples = TrainSamples(people, config, 0)
     sample = next(s for s in (samples.sample(i, 0) for i in range(len(people))) if shows(s))
-    model = build(config, len(people.categories))
+    model = awake(build(config, len(people.categories)))
     module = Detection(model).train()
     losses = module(collate([sample, sample]))
     assert {*losses} == words(config, TERMS) | {"loss"}
