@@ -15,6 +15,7 @@ from boxwise.recipes.recipe import TransferRecipe
 from boxwise.recipes.tables import start
 
 PROBE = "probe: not built yet"
+DIVERGED = "diverged: the paper prints no figure"
 UNSTATED = "VOC 2007 alone: no source states for how long"
 
 
@@ -58,7 +59,7 @@ def finish(row: Row) -> Finish:
     if row.detector is None:
         return Finish(missing=PROBE)
     if all(value == "diverged" for value in row.metrics.values()):
-        return Finish()
+        return Finish(missing=DIVERGED)
     if row.schedule is None:
         return Finish(missing=UNSTATED)
     changes: dict[str, Any] = {}
