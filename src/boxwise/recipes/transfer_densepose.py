@@ -30,7 +30,8 @@ def densepose_rcnn_26k() -> TransferRecipe:
 def densepose_rcnn_1x() -> TransferRecipe:
     """DensePose R-CNN FPN, DensePose-COCO 2014, 1x: ReSim's, measured by gpsm. Published: ReSim-FPN 67.1 (Table 6).
 
-    Read as detectron2's s1x, 130k steps. The paper trains on train2014 and measures on val2014.
+    Read as detectron2's s1x, 130k steps. The paper trains on train2014 and measures on val2014; the file that is
+    measured on here is val2014's minival, as detectron2's.
     """
     return _densepose("densepose_rcnn_1x", (130_000, 100_000, 120_000))
 
