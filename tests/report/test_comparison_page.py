@@ -124,7 +124,20 @@ def test_curves_by_iou_are_differences_paired_by_seed(tmp_path: Path) -> None:
     shown = [float(v) for v in re.findall(r"<title>scrl: (-?[\d.]+)</title>", chart)]
     gains = [4.0, 3.5, 4.0]
     assert shown == pytest.approx([gain + 10 * (1 - float(iou)) for iou in IOUS for gain in gains], abs=0.006)
-    assert "<title>random" not in chart
+    assert "<title>random" not in chart and "mask_AP over" not in page
+
+
+def test_masks_have_a_curve_of_their_own(tmp_path: Path) -> None:
+    """Breaks when the curve of masks is missing, or is that of boxes."""
+    file = made(tmp_path) / "results.json"
+    results = json.loads(file.read_text())
+    for run in results["runs"]:
+        run["mask_by_iou"] = dict.fromkeys(IOUS, 7.0 if run["arm"] == "scrl" else 5.0)
+    file.write_text(json.dumps(results))
+    page = write_comparison(tmp_path).read_text()
+    chart = next(f for f in re.findall(r"<figure.*?</figure>", page) if "10 %: mask_AP over random" in f)
+    assert {float(v) for v in re.findall(r"<title>scrl: (-?[\d.]+)</title>", chart)} == {2.0}
+    assert "IoU from which a mask counts" in chart and "10 %: AP over random" in page
 
 
 def test_points_lie_where_their_values_are() -> None:

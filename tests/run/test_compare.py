@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -18,6 +19,7 @@ from tiny import DETECTOR, facts, flags, rows
 import boxwise
 from boxwise.cli import main
 from boxwise.data import targets
+from boxwise.data.outlines import rle
 from boxwise.engine.guard import Diverged
 from boxwise.run import compare as verb
 from boxwise.run import detector_run
@@ -421,6 +423,26 @@ def test_runs_record_their_share(whole: Path) -> None:
     """Breaks when a run's own recipe, given back, would train on all labels."""
     found = {run.name: load_yaml(run / "config.yaml")["data"]["labels"] for run in (whole / "runs").iterdir()}
     assert all(name.split("_")[1] == str(labels) for name, labels in found.items())
+
+
+def test_masks_have_sizes_and_curves_of_their_own(tmp_path: Path) -> None:
+    """Breaks when figures by size and curves by IoU are of boxes alone, or those of masks are the boxes'."""
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"labels": [4], "seeds": 1, "detector": "mask_rcnn_fpn"}
+    started(out, **options)
+    truth = targets.open_labelled("coco", split="val", extras=("segmentation",)).coco()
+    run = out / "runs" / "weights_4_0"
+    exact = [{key: a[key] for key in ("image_id", "category_id", "bbox")} for a in truth["annotations"]]
+    everywhere = {"score": 0.9, "segmentation": rle(np.ones((64, 64), dtype=np.uint8))}
+    (run / "detections.json").write_text(json.dumps([one | everywhere for one in exact]))
+    for file in ("iou.json", "mask_iou.json"):
+        (run / file).unlink()
+    started(out, **options)
+    row, one = results(out)["table"][1], results(out)["runs"][1]
+    assert set(row["by_iou"].values()) == {100.0} and set(row["mask_by_iou"].values()) == {0.0}
+    assert one["mask_by_iou"] == row["mask_by_iou"] and one["by_iou"] == row["by_iou"]
+    sizes = [name for name in ("mask_APs", "mask_APm", "mask_APl") if one["figures"][name] >= 0]
+    assert sizes and set(sizes) <= row["figures"].keys()
 
 
 def test_masks_are_judged_beside_boxes(whole: Path, tmp_path: Path) -> None:

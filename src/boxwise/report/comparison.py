@@ -20,6 +20,8 @@ from boxwise.report.spread_chart import Arm, Point, spread_chart
 PAGE = "compare.html"
 LOOK = {"better": "up", "worse": "down"}
 """The pill of a verdict; all others are grey."""
+CURVES = (("by_iou", "AP", "box"), ("mask_by_iou", "mask_AP", "mask"))
+"""Where runs have their curves by IoU, of what figure, and of what things."""
 
 
 def write_comparison(folder: Path) -> Path:
@@ -104,17 +106,19 @@ def _values(results: Mapping[str, Any], arm: str, share: str, metric: str) -> tu
 
 def _by_iou(results: Mapping[str, Any]) -> str:
     """For each share, what each arm gains over the reference at each IoU, seed by seed."""
-    charts = "".join(_gains_by_iou(results, share) for share in results["shares"])
+    charts = "".join(_gains_by_iou(results, share, *one) for one in CURVES for share in results["shares"])
     if not charts:
         return ""
     return f'<section><h2>Gain by IoU</h2><div class="charts">{charts}</div></section>'
 
 
-def _gains_by_iou(results: Mapping[str, Any], share: Mapping[str, Any]) -> str:
+def _gains_by_iou(
+    results: Mapping[str, Any], share: Mapping[str, Any], curve: str, metric: str, thing: str
+) -> str:
     curves = {
-        (run["arm"], run["seed"]): run["by_iou"]
+        (run["arm"], run["seed"]): run[curve]
         for run in results["runs"]
-        if run["share"] == share["label"] and run["by_iou"]
+        if run["share"] == share["label"] and run.get(curve)
     }
     reference = results["reference"]
     arms, colours = [], []
@@ -129,10 +133,10 @@ def _gains_by_iou(results: Mapping[str, Any], share: Mapping[str, Any]) -> str:
             colours.append(colour)
     places = [(iou / 100, f".{iou}") for iou in range(50, 100, 10)]
     return spread_chart(
-        f"{share['words']}: AP over {reference}",
+        f"{share['words']}: {metric} over {reference}",
         arms,
         places,
-        axis="IoU from which a box counts",
+        axis=f"IoU from which a {thing} counts",
         colours=colours,
     )
 

@@ -22,7 +22,7 @@ from boxwise.engine.signals import ending_on_term
 from boxwise.run.compare_arms import open_arms, refuse_misfits
 from boxwise.run.compare_lock import LOCK, joined, lock_of, text_of
 from boxwise.run.compare_plan import Cell, Plan, cells, open_shares
-from boxwise.run.compare_results import CURVE, ap_by_iou, collect
+from boxwise.run.compare_results import CURVES, ap_by_iou, collect
 from boxwise.run.detector_run import run_transfer
 from boxwise.run.find import transfer_recipe
 from boxwise.run.finetune import fields, labelled_splits
@@ -192,7 +192,8 @@ def _run_all(plan: Plan, out: Path, after_run: Callable[[Path], object] | None) 
 
 
 def _train(cell: Cell, plan: Plan) -> None:
-    (cell.folder / CURVE).unlink(missing_ok=True)  # of other detections
+    for _, curve in CURVES.values():
+        (cell.folder / curve).unlink(missing_ok=True)  # of other detections
     run_transfer(
         cell.recipe,
         cell.share.drawn[cell.seed],
@@ -209,9 +210,11 @@ def _write(
 ) -> None:
     metric = metric_of(plan.cells[0].recipe.measure, plan.test)
     for cell in plan.cells:
-        detections, curve = cell.folder / "detections.json", cell.folder / CURVE
-        if cell.state == "finished" and "bbox" in cell.recipe.detector.kinds() and not curve.is_file():
-            write_json(curve, ap_by_iou(truth(), read_json(detections), metric=metric))
+        detections, kinds = cell.folder / "detections.json", cell.recipe.detector.kinds()
+        for kind, (_, name) in CURVES.items():
+            curve = cell.folder / name
+            if cell.state == "finished" and kind in kinds and not curve.is_file():
+                write_json(curve, ap_by_iou(truth(), read_json(detections), kind, metric=metric))
     write_json(out / RESULTS, collect(plan.cells))
     if after_run is not None:
         after_run(out)

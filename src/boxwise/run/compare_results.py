@@ -10,17 +10,21 @@ from boxwise.engine.atomic import read_json
 from boxwise.run.compare_arms import RANDOM
 from boxwise.run.compare_plan import Cell, spoken
 from boxwise.run.verdict import JUDGED, sentence, verdict
-from boxwise.transfer.metrics import Metric, curves
+from boxwise.transfer.metrics import Kind, Metric, curves
 
 Results = dict[str, Any]
 
 SHOWN = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"),
-    *("mask_AP", "mask_AP50", "mask_AP75", "kp_AP", "kp_AP50", "kp_AP75", "gps_AP", "gpsm_AP", "mIoU"),
+    *("mask_AP", "mask_AP50", "mask_AP75", "mask_APs", "mask_APm", "mask_APl"),
+    *("kp_AP", "kp_AP50", "kp_AP75", "gps_AP", "gpsm_AP", "mIoU"),
 )
 """What a table shows of the figures that a detector has."""
-CURVE = "iou.json"
-"""In a run folder: AP by the IoU from which a box counts as found."""
+CURVES: Mapping[Kind, tuple[str, str]] = {
+    "bbox": ("by_iou", "iou.json"),
+    "segm": ("mask_by_iou", "mask_iou.json"),
+}
+"""AP by the IoU from which a box, or a mask, counts as found: its name in results, and its file in a run folder."""
 
 
 def collect(cells: Sequence[Cell]) -> Results:
@@ -78,16 +82,16 @@ def sentences(results: Results) -> list[str]:
 
 
 def ap_by_iou(
-    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, metric: Metric
+    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind, *, metric: Metric
 ) -> dict[str, float]:
     """AP in 0..100 at each IoU from 0.50 to 0.95; -1 where the truth holds no object."""
-    found = curves(truth, results, metric=metric)
+    found = curves(truth, results, kind, metric=metric)
     return {f"{iou:.2f}": ap for iou, ap in zip(found["iou"], found["AP"], strict=True)}
 
 
 def _run(cell: Cell) -> Results:
     held = read_json(cell.folder / "results.json")
-    curve = cell.folder / CURVE
+    drawn = {name: cell.folder / file for name, file in CURVES.values()}
     return {
         "arm": cell.arm.name,
         "share": cell.share.label,
@@ -95,7 +99,7 @@ def _run(cell: Cell) -> Results:
         "images": cell.share.images,
         "seconds": held.get("seconds"),
         "figures": {name: value for name, value in held.items() if name not in ("images", "seconds")},
-        "by_iou": read_json(curve) if curve.is_file() else {},
+        **{name: read_json(file) if file.is_file() else {} for name, file in drawn.items()},
     }
 
 
@@ -106,11 +110,12 @@ def _row(runs: Sequence[Results], arm: str, share: str, known: Sequence[str]) ->
         values = [run["figures"][name] for run in mine if run["figures"].get(name, -1) >= 0]
         if values:
             figures[name] = {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None}
-    return {"share": share, "arm": arm, "seeds": len(mine), "figures": figures, "by_iou": _mean_curve(mine)}
+    curves = {name: _mean_curve(mine, name) for name, _ in CURVES.values()}
+    return {"share": share, "arm": arm, "seeds": len(mine), "figures": figures, **curves}
 
 
-def _mean_curve(runs: Sequence[Results]) -> dict[str, float]:
-    curves = [run["by_iou"] for run in runs if run["by_iou"]]
+def _mean_curve(runs: Sequence[Results], name: str) -> dict[str, float]:
+    curves = [run[name] for run in runs if run[name]]
     if not curves:
         return {}
     return {iou: fmean(values) for iou in curves[0] if min(values := [c[iou] for c in curves]) >= 0}
