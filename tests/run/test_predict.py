@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,21 @@ def test_a_folder_is_never_emptied_by_mistake(run: Path, tmp_path: Path) -> None
         predict(run, images, out, **QUIET)
     predict(run, images, out, max_drawn=1, overwrite=True, **QUIET)
     assert [p.name for p in (out / "pictures").iterdir()] == ["000.png"]
+
+
+def test_a_threshold_below_the_detectors_own_counts(run: Path, scenes: Path, tmp_path: Path) -> None:
+    """Breaks when what a user asks to see was dropped by the detector before."""
+    strict = tmp_path / "strict"
+    shutil.copytree(run, strict)
+    card = strict / "export" / "config.json"
+    told = json.loads(card.read_text())
+    told["detector"]["score_threshold"] = 0.99
+    card.write_text(json.dumps(told))
+    given: dict[str, Any] = {"threshold": 0.0, "pictures": False, **QUIET}
+    free = read(predict(run, scenes / "val2017", tmp_path / "free", **given).parent)
+    held = read(predict(strict, scenes / "val2017", tmp_path / "held", **given).parent)
+    assert len(free["annotations"]) == 27 and held["annotations"] == free["annotations"]
+    assert load_detector(strict, least=0.995).config == load_detector(strict).config
 
 
 @pytest.mark.parametrize("flag", [["--threshold", "2"], ["--batch-size", "0"], ["--max-drawn", "-1"]])

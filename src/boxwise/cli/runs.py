@@ -60,7 +60,7 @@ class Predict(Verb):
     images: Place = None
     """The folder that the file names of a COCO json start from."""
     threshold: float = 0.5
-    """Least score of a detection that is kept."""
+    """Least score of a detection that is kept; lower than the detector's own, it stands for that too."""
     batch_size: int = 8
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     workers: int | None = None

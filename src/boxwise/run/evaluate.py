@@ -70,15 +70,18 @@ def evaluate(
     return {**found.figures, "images": len(test)}
 
 
-def load_detector(run: Path) -> SavedDetector:
-    """The detector that `boxwise finetune` left in `run`."""
+def load_detector(run: Path, *, least: float = 1.0) -> SavedDetector:
+    """The detector that `boxwise finetune` left in `run`; it drops no detection of a score from `least` on."""
     if not run.exists():
         raise ValueError(f"{run}: no such folder; name one that boxwise finetune wrote")
     file = find_model(run)
     card = read_card(file.parent)
     if "detector" not in card:
         raise ValueError(f"{run}: holds no detector; name a folder that boxwise finetune wrote")
-    config: DetectorConfig = read(BuiltInDetector, card["detector"], at="detector")
+    stated = card["detector"]
+    if stated.get("score_threshold", 0) > least:
+        stated = {**stated, "score_threshold": least}
+    config: DetectorConfig = read(BuiltInDetector, stated, at="detector")
     categories = tuple(Category.of(c) for c in card["categories"])
     classes = tuple(card.get("classes", [category.name for category in categories]))
     model = config.build(classes=len(classes), mean=card["mean"], std=card["std"])

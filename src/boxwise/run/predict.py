@@ -52,14 +52,14 @@ def predict(
     """Runs the detector of `run` over all images of `data`, which need no labels; returns `out`/detections.json.
 
     A detector that tells pixels apart leaves `out`/classes instead. Kept are detections with a score of at least
-    `threshold`. With `pictures`, the first `max_drawn` images (all,
-    unless told) are drawn at their own size below `out`/pictures. `bad_images` says whether a file that cannot be
-    read is left out and listed, or ends the run. Raises ValueError with the mend before anything is written
+    `threshold`, also where the detector was measured with a higher one. With `pictures`, the first `max_drawn`
+    images (all, unless told) are drawn at their own size below `out`/pictures. `bad_images` says whether a file that
+    cannot be read is left out and listed, or ends the run. Raises ValueError with the mend before anything is written
     where run, images, settings or `out` do not allow it.
     """
     _check(threshold, batch_size, max_drawn, workers)
     saved, source, out = (
-        load_detector(Path(run)),
+        load_detector(Path(run), least=threshold),
         open_images(data, images=images, max_value=max_value),
         Path(out),
     )
