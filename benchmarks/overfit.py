@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from boxwise.config import AdamW, Schedule
+from boxwise.config import Schedule
 from boxwise.data.targets import Labelled, open_labelled
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.recipes.transfer import FAMILIES
 from boxwise.run.detector_run import run_transfer
 from boxwise.run.finetune import fields
-from boxwise.run.overfit import WATCHED
+from boxwise.run.overfit import WATCHED, quick
 from boxwise.strict import keys
 from result import RESULTS, machine, save
 
@@ -50,21 +50,17 @@ SMALL: dict[str, Any] = {
     "fpn_channels": 64,
     "channels": 64,
     "cells": 14,
-    "flip": 0.0,
     "rpn_pre_nms_train": 500,
     "rpn_pre_nms_test": 500,
     "rpn_post_nms_train": 200,
     "rpn_post_nms_test": 100,
     "box_batch_size_per_image": 48,
-    "scales": (1.0, 1.0),
     "crop": 2 * SIZE,
-    "train_sizes": (),
-    "train_max_size": None,
     "frozen_stages": 0,
     "negative_iou": 0.5,  # anchors that no loss reads say anything where all others are known by heart
     "norm": "bn",
 }
-"""What a run of minutes asks of a detector's settings, where it has them."""
+"""What a run of minutes asks of a detector's settings, where it has them, beside what `--overfit` itself does."""
 RES5_BOXES = 16
 """Boxes of an image that train a head which is a whole stage of the backbone."""
 
@@ -79,10 +75,10 @@ def adapted(family: str, *, steps: int, seed: int = 0, size: int = SIZE) -> Tran
     recipe = base.changed(
         {"backbone": "resnet18", "image_size": size, "seed": seed, "batch_size": IMAGES, "workers": 0}, own
     )
-    schedule = Schedule(steps=steps, kind="cosine", warmup_steps=min(50, steps // 4))
-    run = replace(recipe.run, clip_norm=10.0, save_every=100, log_every=10)
-    optim = AdamW(lr=1e-3, lr_batch=IMAGES)
-    return replace(recipe, optim=optim, schedule=schedule, run=run)
+    recipe, _ = quick(recipe, given=own)
+    schedule = Schedule(steps=steps, kind=recipe.schedule.kind, warmup_steps=min(50, steps // 4))
+    run = replace(recipe.run, save_every=100, log_every=10)
+    return replace(recipe, schedule=schedule, run=run)
 
 
 def learned_by_heart(

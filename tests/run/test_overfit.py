@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import DETECTOR
+from tiny import DETECTOR, flags
 
 from boxwise.cli import main
+from boxwise.config import AdamW
 from boxwise.data.scenes import write_scenes
 from boxwise.data.targets import open_labelled
-from boxwise.recipes.transfer import faster_rcnn_fpn
+from boxwise.recipes.transfer import faster_rcnn_fpn, mask_rcnn_fpn
 from boxwise.run.finetune import finetune
-from boxwise.run.overfit import CannotLearn, few, suspects, verdict
+from boxwise.run.fit import rate
+from boxwise.run.overfit import BAR, CannotLearn, few, quick, suspects, verdict
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,6 @@ def test_a_run_that_learns_nothing_ends_with_one(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Breaks when the self-test trains on other images than it measures, wants a validation split, or passes."""
-    flags = [word for key, value in DETECTOR.items() for word in (f"--{key}", str(value))]
     file = scenes / "annotations" / "instances_train2017.json"
     out = tmp_path / "run"
     command = [
@@ -110,7 +111,7 @@ def test_a_run_that_learns_nothing_ends_with_one(
         str(out),
         "--overfit",
         "2",
-        *flags,
+        *flags(DETECTOR),
     ]
     assert main(command) == 1
     told = capsys.readouterr().err
@@ -123,3 +124,40 @@ def test_a_run_that_learns_nothing_ends_with_one(
     assert data["fingerprint"] == data["test_fingerprint"] and data["test_images"] == 2
     with pytest.raises(ValueError, match="choose one"):
         finetune("faster_rcnn_fpn", scenes, tmp_path / "both", labels=0.5, overfit=2)
+
+
+def test_a_pipeline_that_is_in_order_passes(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when the self-test's own settings cannot learn two images by heart, or a good run fails."""
+    small = DETECTOR | {
+        "detector.fpn_channels": 32,
+        "batch_size": 2,
+        "steps": 140,
+        "lr": 0.002,
+        "detector.box_batch_size_per_image": 32,
+        "detector.rpn_pre_nms_train": 200,
+        "detector.rpn_post_nms_train": 60,
+        "run.log_every": 70,
+    }
+    out = tmp_path / "run"
+    command = ["finetune", "faster_rcnn_fpn", "--data", str(scenes), "--out", str(out), "--overfit", "2"]
+    assert main([*command, *flags(small)]) == 0
+    told = capsys.readouterr().err
+    assert "on the 2 images that it was trained on (bar: 80): this pipeline can learn" in told
+    assert "to learn by heart: adamw at lr 0.002, schedule.kind cosine, run.clip_norm 10.0" in told
+    assert json.loads((out / "results.json").read_text())["AP50"] >= BAR
+
+
+def test_what_the_user_tells_stands_above_what_learns_by_heart() -> None:
+    """Breaks when the self-test trains with other settings than those that were asked for."""
+    base = mask_rcnn_fpn().changed({"detector.train_sizes": (640, 800)})
+    ours, (line,) = quick(base, given=())
+    assert ours.optim == AdamW(lr=1e-3, lr_batch=base.run.batch_size) and rate(ours) == 1e-3
+    assert (ours.schedule.kind, ours.run.clip_norm) == ("cosine", 10.0) and "adamw at lr 0.001" in line
+    assert (ours.detector.flip, ours.detector.train_sizes) == (0.0, ())
+    told = {"optim.momentum": 0.8, "schedule.kind": "multistep", "run.clip_norm": 1.0, "detector.flip": 0.5}
+    theirs, _ = quick(base.changed(told), given=told)
+    assert theirs == base.changed(told, {"detector.train_sizes": ()})
+    warm, _ = quick(base.changed({"lr": 5e-4}), given={"optim.lr"})
+    assert warm.optim == AdamW(lr=5e-4, lr_batch=base.run.batch_size)

@@ -15,7 +15,7 @@ from boxwise.recipes.recipe import TransferRecipe
 from boxwise.run.detector_run import run_transfer
 from boxwise.run.find import say, transfer_recipe
 from boxwise.run.fit import fitted_transfer
-from boxwise.run.overfit import few, verdict
+from boxwise.run.overfit import few, quick, verdict
 from boxwise.strict import SettingsError, plain
 
 
@@ -54,6 +54,7 @@ def finetune(
         resolved = adopted(resolved, pretrained, given)
     if impossible := list(resolved.detector.problems(pretrained=pretrained is not None)):
         raise SettingsError(impossible)
+    learning: list[str] = []
     if overfit is None:
         train, test = labelled_splits(
             data, images=images, val=val, max_value=resolved.data.max_value, extras=fields(resolved)
@@ -61,7 +62,8 @@ def finetune(
         train = training_set(choose(train, resolved.data.labels, seed=resolved.run.seed), resolved.data)
     else:
         train = test = few(data, overfit, resolved, images=images, extras=fields(resolved))
-    changes = [*found.changes]
+        resolved, learning = quick(resolved, given=given)
+    changes = [*found.changes, *learning]
     if found.fitted or overfit is not None:
         resolved, fits = fitted_transfer(resolved, images=len(train), given=given)
         changes += fits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
+from boxwise.config import AdamW
 from boxwise.data.targets import Labelled, Labels, open_labelled
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.run.fit import rate
-from boxwise.strict import plain
+from boxwise.strict import keys, plain
 from boxwise.transfer.samples import target_size
 
 BAR = 80.0
@@ -30,6 +32,19 @@ TWICE = 0.9
 """IoU from which on two boxes are the same."""
 OVERFIT = 0x0F17
 """Keeps this draw apart from others of the same seed."""
+
+
+RATE = 1e-3
+"""Of AdamW, whatever the batch."""
+QUICK: Mapping[str, Any] = {
+    "schedule.kind": "cosine",
+    "run.clip_norm": 10.0,
+    "detector.flip": 0.0,
+    "detector.scales": (1.0, 1.0),
+    "detector.train_sizes": (),
+    "detector.train_max_size": None,
+}
+"""What learns a few images in hundreds of steps, of the settings that a detector has: changing views take thousands."""
 
 
 class CannotLearn(RuntimeError):
@@ -57,6 +72,23 @@ def few(
         )
     drawn = np.random.default_rng([OVERFIT, recipe.run.seed]).permutation(shown)[:count]
     return labelled.subset(np.sort(drawn))
+
+
+def quick(recipe: TransferRecipe, *, given: Collection[str]) -> tuple[TransferRecipe, list[str]]:
+    """`recipe` with the optimiser, schedule and views that learn by heart, and a line that says so.
+
+    Settings named in `given` are the user's and stay: a rate alone is AdamW's, any other setting of an optimiser
+    keeps the recipe's own.
+    """
+    has = {*keys(type(recipe.detector), "detector")}
+    own = {k: v for k, v in QUICK.items() if k not in given and (k in has or not k.startswith("detector."))}
+    told = [f"{key} {value}" for key, value in own.items() if not key.startswith("detector.")]
+    recipe = recipe.changed(own)
+    if not any(key.startswith("optim.") and key != "optim.lr" for key in given):
+        lr = recipe.optim.lr if "optim.lr" in given else RATE
+        recipe = replace(recipe, optim=AdamW(lr=lr, lr_batch=recipe.run.batch_size))
+        told = [f"adamw at lr {lr:g}", *told]
+    return recipe, [f"to learn by heart: {', '.join([*told, 'no flips or other scales'])}; flags stand above"]
 
 
 def verdict(run: Path, recipe: TransferRecipe, images: Labelled) -> str:
