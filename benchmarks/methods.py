@@ -6,13 +6,16 @@ Each method is adapted to a run of minutes in the way of its kind: the demo's ba
 for those that predict a teacher (BYOL, SCRL, SoCo) the demo's batch and rate and whitened targets, since without them
 minutes learn two or three directions; for those with a queue a larger batch, whose keys are normalised in groups of
 eight, at a lower rate, and a teacher that moves little while a queue lasts. What makes the method stays: how its
-views are cut, its regions, heads and objective. Its speed is measured first, then it trains for as many steps as fit
-into the time, so that time is equal and epochs are not; proposals, which are made once for a data set, are not in it.
-Detector, settings and labelled scenes are the demo's, the same for all.
+views are cut, its regions, heads and objective; SCRL's boxes alone are drawn as the demo's. Its speed is measured
+first, then it trains for as many steps as fit into the time, so that time is equal and epochs are not; proposals,
+which are made once for a data set, are not in it. Detector, settings and labelled scenes are the demo's, the same for
+all.
 
 DIR keeps every run. Called again, the script goes on where it was stopped; the table shows what is there: AP, AP50 and
 AP75 as the mean over fine-tuning seeds with the range of AP, pretraining images/s, milliseconds a step and the peak of
-memory. A call has one pretraining seed: pass another --seed for a second one.
+memory, and from the end of pretraining how alike embeddings are that belong together and that do not, and how many
+directions they take (effective rank): they tell a method that minutes have not taught to tell things apart from one
+whose lesson a detector has no use for. A call has one pretraining seed: pass another --seed for a second one.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ SHORT_RUN: dict[str, Any] = {
     "generator": "uniform",
 }
 """What minutes ask of a method's settings, where it has them."""
+HEALTH = ("ssl/pos_sim", "ssl/neg_sim", "ssl/effective_rank")
 QUEUED: dict[str, Any] = {"queue": 1024, "momentum": 0.996}
 QUEUED_BATCH, QUEUED_RATE = 64, 0.3
 """Images a step, and the part of the demo's rate, of methods with a queue."""
@@ -138,7 +142,8 @@ def measured(
             work.join()
             if work.exitcode:
                 raise SystemExit(f"{name}: pretraining ended with {work.exitcode}; call again to go on")
-        facts = json.loads(path.read_text())
+        last = (home / "run" / "metrics.jsonl").read_text().splitlines()[-1]
+        facts = json.loads(path.read_text()) | {key: json.loads(last)[key] for key in HEALTH}
     weights = None if name == RANDOM else home / "run"
     runs = [finetune(weights, home / f"finetune{i}", data, i) for i in range(finetunings)]
     return facts | {key: [run[key] for run in runs] for key in FIGURES}
@@ -152,12 +157,16 @@ def row(name: str, found: Mapping[str, Any]) -> str:
         f"{found[key]:.0f}" if key in found else ""
         for key in ("images_per_s", "step_ms", "steps", "peak_mib")
     ]
-    return "| " + " | ".join([name, *means, *cost]) + " |"
+    health = ["", ""]
+    if HEALTH[0] in found:
+        together, apart, rank = (found[key] for key in HEALTH)
+        health = [f"{together:.2f} / {apart:.2f}", f"{rank:.1f}"]
+    return "| " + " | ".join([name, *means, *cost, *health]) + " |"
 
 
 def page(found: Mapping[str, Mapping[str, Any]], seconds: float, seed: int, finetunings: int) -> str:
     """The result as Markdown."""
-    head = ["method", *FIGURES, "images/s", "ms a step", "steps", "peak MiB"]
+    head = ["method", *FIGURES, "images/s", "ms a step", "steps", "peak MiB", "alike / not", "rank"]
     lines = [
         f"# All methods, {seconds:g} seconds of pretraining each, {datetime.date.today()}",
         "",

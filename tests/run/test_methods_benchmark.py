@@ -57,4 +57,6 @@ def test_a_row_holds_means_and_the_range(bench: ModuleType) -> None:
         "images_per_s": 31.4,
         "step_ms": 510.2,
     }
-    assert bench.row("soco", found) == "| soco | 3.00 (1.00 to 6.00) | 4.00 | 0.50 | 31 | 510 |  |  |"
+    assert bench.row("soco", found) == "| soco | 3.00 (1.00 to 6.00) | 4.00 | 0.50 | 31 | 510 |  |  |  |  |"
+    found |= {"ssl/pos_sim": 0.583, "ssl/neg_sim": -0.021, "ssl/effective_rank": 30.61}
+    assert bench.row("soco", found).endswith("| 0.58 / -0.02 | 30.6 |")
