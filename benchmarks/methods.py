@@ -34,6 +34,7 @@ from typing import Any
 import torch
 
 from boxwise.data.sources import open_images
+from boxwise.engine.metrics import read_rows
 from boxwise.interop.files import load_weights
 from boxwise.recipes import demo
 from boxwise.recipes.pretrain import METHODS
@@ -64,6 +65,7 @@ SHORT_RUN: dict[str, Any] = {
 }
 """What minutes ask of a method's settings, where it has them."""
 HEALTH = ("ssl/pos_sim", "ssl/neg_sim", "ssl/effective_rank")
+"""Of the last row of a pretraining's figures."""
 QUEUED: dict[str, Any] = {"queue": 1024, "momentum": 0.996}
 QUEUED_BATCH, QUEUED_RATE = 64, 0.3
 """Images a step, and the part of the demo's rate, of methods with a queue."""
@@ -100,7 +102,7 @@ def pretrain(name: str, out: Path, data: Path, seconds: float, seed: int) -> Non
     if not known:
         trial = adapted(name, seed=seed, steps=TRIAL)
         run_recipe(trial, images, out / "trial", origin="benchmark", overwrite=True)
-        rows = [json.loads(line) for line in (out / "trial" / "metrics.jsonl").read_text().splitlines()]
+        rows = read_rows(out / "trial" / "metrics.jsonl")
         rate = statistics.median(row["time/images_per_s"] for row in rows[1:])
         known = {"images_per_s": rate, "step_ms": 1000 * trial.run.batch_size / rate}
         known["steps"] = max(TRIAL, round(1000 * seconds / known["step_ms"]))
@@ -142,8 +144,8 @@ def measured(
             work.join()
             if work.exitcode:
                 raise SystemExit(f"{name}: pretraining ended with {work.exitcode}; call again to go on")
-        last = (home / "run" / "metrics.jsonl").read_text().splitlines()[-1]
-        facts = json.loads(path.read_text()) | {key: json.loads(last)[key] for key in HEALTH}
+        last = read_rows(home / "run" / "metrics.jsonl")[-1]
+        facts = json.loads(path.read_text()) | {key: last[key] for key in HEALTH}
     weights = None if name == RANDOM else home / "run"
     runs = [finetune(weights, home / f"finetune{i}", data, i) for i in range(finetunings)]
     return facts | {key: [run[key] for run in runs] for key in FIGURES}

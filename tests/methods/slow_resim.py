@@ -128,13 +128,8 @@ def unit(x: Tensor) -> Tensor:
 
 
 def network(images: Tensor, w: Weights) -> dict[str, Tensor]:
-    """Five strided convolutions, an FPN of two levels, and the head of the whole image."""
-    x, maps = images, []
-    for stage in range(5):
-        name = f"encoder.body.stages.{stage}"
-        x = F.conv2d(x, w[f"{name}.0.weight"], stride=2, padding=1)
-        x = normalised(x, w[f"{name}.1.weight"], w[f"{name}.1.bias"]).relu()
-        maps.append(x)
+    """The body's maps, an FPN of two levels, and the head of the whole image."""
+    maps = stages(images, w, "encoder.body")
     fpn = "encoder.fpn."
     c3, c4, c5 = (
         F.conv2d(maps[at + 1], w[f"{fpn}inner_blocks.{at}.0.weight"], w[f"{fpn}inner_blocks.{at}.0.bias"])
@@ -149,6 +144,17 @@ def network(images: Tensor, w: Weights) -> dict[str, Tensor]:
     head = "taps.image.project."
     hidden = maps[-1].mean((2, 3)) @ w[f"{head}1.weight"].T + w[f"{head}1.bias"]
     return {"image": hidden.relu() @ w[f"{head}3.weight"].T + w[f"{head}3.bias"], "p4": p4, "p3": p3}
+
+
+def stages(images: Tensor, w: Weights, body: str) -> list[Tensor]:
+    """The maps of five strided convolutions."""
+    x, maps = images, []
+    for stage in range(5):
+        at = f"{body}.stages.{stage}"
+        x = F.conv2d(x, w[f"{at}.0.weight"], stride=2, padding=1)
+        x = normalised(x, w[f"{at}.1.weight"], w[f"{at}.1.bias"]).relu()
+        maps.append(x)
+    return maps
 
 
 def normalised(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from slow_resim import Box, Weights, normalised, pooled, seen_by_key, unit, windows
+from slow_resim import Box, Weights, pooled, seen_by_key, stages, unit, windows
 from torch import Tensor
 
 WINDOW, STEP, CELL = 48, 32, 16
@@ -22,7 +21,7 @@ def losses(images: Tensor, crops: Tensor, flips: Tensor, w: Weights) -> dict[str
                 shown.append((i, box, other))
     embedded = []
     for side in (0, 1):
-        c4, c5 = maps(images[side], w)
+        *_, c4, c5 = stages(images[side], w, "student.encoder.body")
         boxes = [(found[0], found[1 + side]) for found in shown]
         rows = {
             "image": c5.mean((2, 3)),
@@ -40,17 +39,6 @@ def losses(images: Tensor, crops: Tensor, flips: Tensor, w: Weights) -> dict[str
         ]
         found[name] = sum(terms) / len(terms)
     return found
-
-
-def maps(images: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
-    """The last two of five strided convolutions."""
-    x, found = images, []
-    for stage in range(5):
-        at = f"student.encoder.body.stages.{stage}"
-        x = F.conv2d(x, w[f"{at}.0.weight"], stride=2, padding=1)
-        x = normalised(x, w[f"{at}.1.weight"], w[f"{at}.1.bias"]).relu()
-        found.append(x)
-    return found[3], found[4]
 
 
 def projected(x: Tensor, w: Weights, name: str) -> Tensor:

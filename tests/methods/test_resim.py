@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,6 +62,27 @@ def a_batch(images: int = 8, *, size: int = 96) -> Batch:
     return Batch(made, torch.arange(images), {"shuffle": rand(images, seed=2)})
 
 
+def stacked(batch: Batch) -> list[torch.Tensor]:
+    """Images, crops and flips of both views, as the loops take them."""
+    return [torch.stack([getattr(v, part) for v in batch.views]) for part in ("image", "crop", "flip")]
+
+
+def assert_one_step(
+    out: Mapping[str, torch.Tensor],
+    slow: Mapping[str, torch.Tensor],
+    trained: Mapping[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor],
+) -> None:
+    """The loops' losses, which are followed back here, and the gradients of all that trains."""
+    sum(slow.values()).backward()
+    for name, want in slow.items():
+        torch.testing.assert_close(out[name], want, rtol=1e-9, atol=0, msg=name)
+    for name, parameter in trained.items():
+        want = weights[name].grad
+        floor = 1e-9 * max(float(want.abs().max()), 1e-3)
+        torch.testing.assert_close(parameter.grad, want, rtol=1e-7, atol=floor, msg=name)
+
+
 def test_whole_step_equals_the_loops(double: None) -> None:
     """Breaks when anything between pixels and gradients is not ReSim's: windows, FPN, pools, negatives, mean."""
     method, batch = small(), a_batch()
@@ -72,19 +93,13 @@ def test_whole_step_equals_the_loops(double: None) -> None:
     trained = {n: p for n, p in method.student.named_parameters()}
     weights = {n: p.detach().clone().requires_grad_() for n, p in trained.items()}
     slow = slow_resim.losses(
-        *(torch.stack([getattr(v, part) for v in batch.views]) for part in ("image", "crop", "flip")),
+        *stacked(batch),
         query=weights,
         key=dict(method.teacher.network.named_parameters()),
         queue=queue,
         groups=slow_insloc.dealt(batch.draws["shuffle"].tolist()),
     )
-    sum(slow.values()).backward()
-    for name, want in slow.items():
-        torch.testing.assert_close(out[name], want, rtol=1e-9, atol=0, msg=name)
-    for name, parameter in trained.items():
-        want = weights[name].grad
-        floor = 1e-9 * max(float(want.abs().max()), 1e-3)
-        torch.testing.assert_close(parameter.grad, want, rtol=1e-7, atol=floor, msg=name)
+    assert_one_step(out, slow, trained, weights)
 
 
 def see_through(method: Any, levels: Sequence[str]) -> Any:
@@ -152,16 +167,8 @@ def test_simsiams_whole_step_equals_the_loops(double: None) -> None:
     out = method(batch)
     out["loss"].backward()
     weights = {n: p.detach().clone().requires_grad_() for n, p in method.named_parameters()}
-    slow = slow_resim_simsiam.losses(
-        *(torch.stack([getattr(v, part) for v in batch.views]) for part in ("image", "crop", "flip")), weights
-    )
-    sum(slow.values()).backward()
-    for name, want in slow.items():
-        torch.testing.assert_close(out[name], want, rtol=1e-9, atol=0, msg=name)
-    for name, parameter in method.named_parameters():
-        want = weights[name].grad
-        floor = 1e-9 * max(float(want.abs().max()), 1e-3)
-        torch.testing.assert_close(parameter.grad, want, rtol=1e-7, atol=floor, msg=name)
+    slow = slow_resim_simsiam.losses(*stacked(batch), weights)
+    assert_one_step(out, slow, dict(method.named_parameters()), weights)
 
 
 def test_trap_21_half_a_cell_is_seen() -> None:
