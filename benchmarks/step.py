@@ -1,12 +1,13 @@
 """A training step beside the bare backbone passes that its method cannot do without, and where the rest goes.
 
-    python benchmarks/step.py [--methods scrl ...] [--backbone resnet50] [--image-size 224] [--batch 8] [--out]
+    python benchmarks/step.py [--methods scrl ...] [--backbone resnet50] [--image-size 224] [--batch 16] [--out]
 
 Bare: the method's own passes through a backbone without anything else, on the same images in the same groups:
 student forward and backward, teacher forward. A step: forward, backward, gradient norm, optimiser, teacher. Parts
 are timed alone, forward and backward, on what they were given within a step; "rest" is what is left of the step, and
-may come out below 0. Bare, step and parts take turns within each round, so that a slow moment of the machine meets all
-of them; figures are medians over rounds, shares on top are medians of shares within a round.
+may come out below 0. Bare, step and parts take turns within each round. Each figure is the quickest over rounds: what
+else a machine has to do makes a piece of work slower, never quicker. Shares on top are those of the quickest, and in
+brackets of the second quickest: where the two are far apart, the machine was not quiet enough.
 
 `soco_used` is SoCo with `method.statistics: used`: what its exact statistics cost.
 
@@ -21,7 +22,6 @@ import contextlib
 import datetime
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -221,16 +221,24 @@ def wait(device: torch.device) -> None:
 
 
 def row(name: str, rounds: list[dict[str, float]]) -> str:
-    middle = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
-    rest = statistics.median(r["step"] - sum(r[key] for key in ("bare", *PARTS)) for r in rounds)
-    cells = [f"{seconds * 1e3:.1f}" for seconds in (*(middle[key] for key in ("step", "bare", *PARTS)), rest)]
-    return f"| {name} | " + " | ".join([on_top(rounds, "bare"), on_top(rounds, *HANDED_OVER), *cells]) + " |"
+    first, second = nth_quickest(rounds, 0), nth_quickest(rounds, 1)
+    rest = first["step"] - sum(first[key] for key in ("bare", *PARTS))
+    shares = [
+        f"{on_top(first, *passes):+.0%} ({on_top(second, *passes):+.0%})"
+        for passes in (("bare",), HANDED_OVER)
+    ]
+    cells = [f"{1e3 * seconds:.1f}" for seconds in (*(first[key] for key in ("step", "bare", *PARTS)), rest)]
+    return f"| {name} | " + " | ".join([*shares, *cells]) + " |"
 
 
-def on_top(rounds: list[dict[str, float]], *passes: str) -> str:
-    """What a step takes beside these parts of it, with the range over rounds."""
-    shares = [r["step"] / sum(r[key] for key in passes) - 1 for r in rounds]
-    return f"{statistics.median(shares):+.0%} ({min(shares):+.0%} to {max(shares):+.0%})"
+def nth_quickest(rounds: list[dict[str, float]], n: int) -> dict[str, float]:
+    """Of each piece of work by itself, the seconds of its `n`-th quickest round, from 0."""
+    return {key: sorted(r[key] for r in rounds)[n] for key in rounds[0]}
+
+
+def on_top(seconds: dict[str, float], *passes: str) -> float:
+    """What a step takes beside these parts of it, as a share of them."""
+    return seconds["step"] / sum(seconds[key] for key in passes) - 1
 
 
 def table(rows: list[str]) -> str:
@@ -244,7 +252,7 @@ def report(given: argparse.Namespace, device: torch.device, rows: list[str], *, 
 {datetime.date.today()}, {machine(device)}, {os.cpu_count()} cores, load {load:.1f} before the start.
 torch {torch.__version__}, {torch.get_num_threads()} threads, Python {platform.python_version()}. {given.backbone},
 {given.batch} images of {given.image_size} px in two views, {dtype_of(given.precision, device)},
-{given.rounds} rounds. Milliseconds.
+the quickest of {given.rounds} rounds; shares in brackets are from the second quickest. Milliseconds.
 
 {table(rows)}
 
@@ -260,11 +268,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=8, help="images a step")
+    parser.add_argument("--batch", type=int, default=16, help="images a step")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--out", nargs="?", type=Path, const=RESULTS, help="a folder for the dated result")
     given = parser.parse_args()
     if given.threads is not None:
