@@ -27,6 +27,10 @@ from surfaces import write_people
         ),
         ("keypoints", [1, 2, 2], "3 numbers, not 6 for 2 names"),
         ("keypoints", [1, 2, 2, 3, 4, 2, 9], "7 numbers, not 6 for 2 names"),
+        ("keypoints", [1, 2, 2, "3", 4, 2], "'3' is no number"),
+        ("keypoints", [1, 2, 2, None, 4, 2], "None is no number"),
+        ("keypoints", 7, "no list"),
+        ("segmentation", [[4, 5, 14, 5, 14, float("nan")]], "nan is no number"),
     ],
 )
 def test_outlines_and_keypoints(field: str, value: Any, said: str, tmp_path: Path) -> None:
@@ -54,6 +58,8 @@ def test_outlines_and_keypoints(field: str, value: Any, said: str, tmp_path: Pat
     ("change", "said"),
     [
         ({"dp_x": [1.0]}, "lists of unlike lengths, dp_x 1, dp_y 24"),
+        ({"dp_x": 1.0}, "dp_x: no list"),
+        ({"dp_V": ["up"] * 24}, "dp_V: 'up' is no number"),
         ({"dp_I": [25.0] * 24}, "dp_I holds 25.0"),
         ({"dp_U": [-0.1] * 24}, "dp_U holds -0.1"),
         ({"dp_masks": [{"size": [100, 256], "counts": "x"}]}, r"a mask of size \[100, 256\]"),

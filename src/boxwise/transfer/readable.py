@@ -64,19 +64,25 @@ def _outline(value: Any, known: Known) -> str:
         return "" if same else f"run lengths of size {value['size']} in an image of {known.size}"
     if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
         return "neither polygons nor run lengths"
-    return next((f"{len(polygon)} numbers in a polygon" for polygon in value if len(polygon) % 2), "")
+    odd = next((f"{len(polygon)} numbers in a polygon" for polygon in value if len(polygon) % 2), "")
+    return odd or next((_no_number(polygon) for polygon in value), "")
 
 
 def _keypoints(value: Any, known: Known) -> str:
     names = known.keypoints
-    if not isinstance(value, list) or len(value) % 3 or (names and len(value) != 3 * names):
+    if not isinstance(value, list):
+        return "no list"
+    if len(value) % 3 or (names and len(value) != 3 * names):
         wanted = f"not {3 * names} for {names} names" if names else "not 3 for each"
         return f"{len(value)} numbers, {wanted}"
-    return ""
+    return _no_number(value)
 
 
 def _surface(value: dict[str, Any], known: Known) -> str:
     lists = {name: value.get(name) or [] for name in DENSE_LISTS}
+    for name, values in lists.items():
+        if said := "no list" if not isinstance(values, list) else _no_number(values):
+            return f"{name}: {said}"
     if len({len(values) for values in lists.values()}) > 1:
         return "lists of unlike lengths, " + ", ".join(f"{k} {len(v)}" for k, v in lists.items())
     for name, values in lists.items():
@@ -87,6 +93,10 @@ def _surface(value: dict[str, Any], known: Known) -> str:
         if mask and mask.get("size") != [BODY_SIDE, BODY_SIDE]:
             return f"a mask of size {mask.get('size')}"
     return ""
+
+
+def _no_number(values: list[Any]) -> str:
+    return next((f"{v!r} is no number" for v in values if type(v) not in (int, float) or v != v), "")
 
 
 FIELDS: Mapping[str, tuple[Callable[[Any, Known], str], str]] = {
