@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 
+import pretend
 from boxwise.data import blur
 from boxwise.data.augment import NUMBERS, Photo, PhotoDraws, augment, draw_photo
 from boxwise.geometry.views import View
@@ -81,6 +82,18 @@ def test_a_batch_as_one_equals_image_after_image(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("boxwise.data.augment._at_once", lambda device, count: count)
     together = augment(view, draws, photo).image
     assert (one_by_one - together).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("kind", ["pil", "gauss23", "resize"])
+def test_draws_go_to_the_device_without_waiting(kind: str, within: bool) -> None:
+    """Breaks when a draw, a constant or a list of rows is copied so that the host waits."""
+    photo = replace(EVERY, blur_kind=kind)  # type: ignore[arg-type]
+    draws, boxes = draw_photo(noise(16), photo), torch.tensor([2.0, 3.0, 30.0, 33.0]).expand(16, 4)
+    with pretend.cuda() as waits:
+        view, inside = a_view(16).to("cuda"), boxes.to("cuda", non_blocking=True)
+        seen = augment(view, draws, photo, within=inside if within else None)
+        assert seen.image.device.type == "cuda" and waits.seen == []
 
 
 @pytest.mark.gpu

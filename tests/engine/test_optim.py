@@ -9,7 +9,10 @@ import torch
 import torchvision
 from torch import nn
 
+import pretend
 from boxwise.config import LARS, SGD, AdamW, Schedule
+from boxwise.engine.guard import Guard
+from boxwise.engine.metrics import Meter
 from boxwise.engine.optim import build_optimiser, learning_rate
 
 YES, NO = torch.tensor(1.0), torch.tensor(0.0)
@@ -135,6 +138,30 @@ def test_a_refused_step_changes_nothing(config: SGD | LARS | AdamW) -> None:
         if ok:
             reference.step_if(YES)
         assert all(torch.equal(a, b) for a, b in zip(refused.parameters(), spared.parameters()))
+
+
+@pytest.mark.parametrize("config", [SGD(), LARS(norm="joint"), LARS(norm="sum"), AdamW()], ids=str)
+def test_what_follows_the_gradients_never_waits(config: SGD | LARS | AdamW) -> None:
+    """Breaks when the guard, the means or an optimiser makes a number on the host, or reads one there."""
+    module = net()
+    with pretend.cuda() as waits:
+        module = module.to("cuda")
+        waits.seen.clear()
+        descent = build_optimiser(module, config, lr=0.1)
+        device = torch.device("cuda")
+        guard, meter = Guard(device, scaled=False), Meter(device)
+        for step in range(2):
+            descent.set_rate(0.05, base=0.1)
+            for p in module.parameters():
+                p.grad = torch.ones_like(p)
+            loss = torch.ones((), device=device)
+            meter.add({"loss": loss, "loss_view": loss})
+            means, norm = meter.step(), torch.nn.utils.get_total_norm([p.grad for p in module.parameters()])
+            ok = guard.judge(step, means, norm)
+            torch.nn.utils.clip_grads_with_norm_(module.parameters(), 1.0, norm)
+            descent.step_if(ok)
+            meter.count(means, norm, ok)
+        assert ok.device.type == "cuda" and waits.seen == []
 
 
 def test_channels_last_takes_the_same_steps() -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from known_objects import composites, with_objects
 from torch import Tensor
 
+import pretend
 from boxwise.data.objects import Objects
 from boxwise.geometry.views import Batch, View
 from boxwise.methods import detco, image_level, insloc, resim, resim_simsiam, scrl, soco
@@ -339,6 +340,19 @@ def test_nothing_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch
     method, batch = build(name).to("meta"), a_batch(name).to("meta")
     method(batch)["loss"].backward()
     method.after_step(0, 10, ok=torch.ones((), device="meta"))
+
+
+@every_method
+def test_nothing_is_copied_from_the_host_within_a_step(name: str) -> None:
+    """Breaks with a list as index, a tensor made of Python's numbers, or one that was left on the host: on a GPU each
+    makes the host wait for all that it has been given, or is an error."""
+    method, batch = build(name), a_batch(name)
+    with pretend.cuda() as waits:
+        method, batch = method.to("cuda"), batch.to("cuda")
+        waits.seen.clear()
+        loss = method(batch)["loss"]
+        method.after_step(0, 10, ok=torch.ones((), device="cuda"))
+        assert loss.device.type == "cuda" and waits.seen == []
 
 
 ON_CONVNEXT = (

@@ -71,7 +71,7 @@ class View:
         return View(image, crop, flip, *listed)
 
     def _frame(self) -> tuple[Float[Tensor, "B 1 4"], Float[Tensor, "B 1 4"]]:
-        return self.crop[:, None, [0, 1, 0, 1]], self.magnification().repeat(1, 2)[:, None]
+        return self.crop[:, :2].repeat(1, 2)[:, None], self.magnification().repeat(1, 2)[:, None]
 
 
 @dataclass(frozen=True, slots=True)

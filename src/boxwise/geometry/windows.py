@@ -68,5 +68,5 @@ def windows(a: View, b: View, *, window: int, stride: int) -> Regions:
     left, top, right, bottom = in_b.unbind(-1)
     keep = (left >= 0) & (top >= 0) & (right < b.width) & (bottom < b.height)
     pixel = torch.zeros_like(in_b)
-    pixel[..., 2:] = 1
+    pixel[..., 2:].fill_(1)
     return Regions(in_a, torch.where(keep[..., None], in_b, pixel), keep.flatten())
