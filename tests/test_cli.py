@@ -1,6 +1,7 @@
 """The command line: quick to start, clear about mistakes, exit codes that scripts can rely on."""
 
 import dataclasses
+import os
 import resource
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from boxwise.cli import VERBS, _split, main
 from boxwise.cli.failures import ROOT, plain_warnings
@@ -322,6 +324,33 @@ def test_what_the_system_refuses_is_one_sentence(
     monkeypatch.setattr(VERBS["doctor"], "call", fail)
     assert main(["doctor"]) == 1
     assert capsys.readouterr().err.startswith(f"boxwise doctor: {said}")
+
+
+def test_names_that_are_no_text_are_printed(tmp_path: Path) -> None:
+    """Breaks when a look at a folder ends in a traceback since one name in it is Latin-1."""
+    (tmp_path / "photos").mkdir()
+    bad = os.fsencode(tmp_path / "photos") + b"/caf\xe9.jpg"
+    try:
+        Path(os.fsdecode(bad)).write_bytes(b"no image")
+    except OSError:
+        pytest.skip("this file system wants text")
+    Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "good.png")
+    command = [sys.executable, "-m", "boxwise", "data", "check", str(tmp_path / "photos")]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C.UTF-8"}
+    )
+    assert r"caf\udce9.jpg" in ran.stdout and ran.stderr == ""
+
+
+def test_a_torchvision_that_reads_no_jpeg_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks when the command that finds what is wrong with a machine ends in it."""
+    import torchvision.io
+
+    from boxwise.run.doctor import doctor
+
+    monkeypatch.delattr(torchvision.io, "decode_jpeg")
+    text, healthy = doctor()
+    assert not healthy and "FAIL  jpeg" in text and "ok    python" in text
 
 
 def test_errors_of_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

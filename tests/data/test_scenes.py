@@ -225,6 +225,12 @@ def test_many_processes_write_the_same_bytes_as_one(tmp_path: Path) -> None:
         assert np.abs(error).mean() < 4
 
 
+def test_who_draws_needs_no_torch() -> None:
+    """Breaks when each process that helps loads gigabytes before its first scene."""
+    told = "import sys, boxwise.data.scene_files; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 0
+
+
 def test_a_scene_does_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
     few = files_of(write_scenes(tmp_path / "few", counts={"train": 2, "val": 1}, size=32))
     more = files_of(write_scenes(tmp_path / "more", counts={"train": 4, "val": 2}, size=32))

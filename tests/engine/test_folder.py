@@ -57,6 +57,16 @@ def test_the_status_says_how_it_ended(tmp_path: Path, error: BaseException, stat
     assert not (tmp_path / ".lock").exists()
 
 
+def test_names_that_are_no_text_are_written(tmp_path: Path) -> None:
+    """Breaks when one image whose name is Latin-1 ends a run: its bytes stay in lists, and are spelt out in the log."""
+    name = os.fsdecode(b"caf\xe9.jpg")
+    with open_folder(tmp_path / "run") as folder:
+        folder.write("labelled.txt", f"{name}\n")
+        folder.tell(f"skipped {name}")
+    assert (tmp_path / "run" / "labelled.txt").read_bytes() == b"caf\xe9.jpg\n"
+    assert r"skipped caf\udce9.jpg" in (tmp_path / "run" / "train.log").read_text()
+
+
 def test_a_folder_that_is_not_empty_is_refused_with_the_mend(tmp_path: Path) -> None:
     with open_folder(tmp_path / "a"):
         pass

@@ -81,7 +81,12 @@ def make_run(
         "seconds": 312.0,
     }
     (path / "run.json").write_text(json.dumps(stated | (facts or {})))
-    settings = {"name": "faster_rcnn_fpn", "optim": {"lr": lr}, "run": {"seed": seed, "log_every": seed + 1}}
+    settings = {
+        "name": "faster_rcnn_fpn",
+        "weights": {"parts": None},
+        "optim": {"lr": lr},
+        "run": {"seed": seed, "log_every": seed + 1},
+    }
     (path / "config.yaml").write_text(yaml.safe_dump(settings | (config or {})))
     rows = (
         [{"step": s, "epoch": s / 9, "train/loss": 1 / s, "train/lr": lr} for s in (1, 2, 3)]
@@ -119,28 +124,21 @@ def test_the_gain_is_of_the_twin_that_shares_all_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "wanted"),
-    [
-        ("facts", "scrl/export", "scrl/export"),
-        ("facts", {"path": "x.pth", "share": 1}, "x.pth"),
-        ("config", "scrl/export", "scrl/export"),
-        ("facts", "random", None),
-        ("facts", None, None),
-    ],
+    ("stated", "wanted"), [("scrl/export", "scrl/export"), ("random", None), (None, None)]
 )
-def test_weights_are_found_wherever_a_run_states_them(
-    tmp_path: Path, place: str, value: Any, wanted: str | None
-) -> None:
-    """Breaks if a pretrained run passes for a random one, and becomes what others are held against."""
-    stated: dict[str, Any] = {place: {"weights": value}}
-    assert read_runs([make_run(tmp_path / "r", **stated)])[0].weights == wanted
+def test_what_a_detector_started_from(stated: str | None, wanted: str | None, tmp_path: Path) -> None:
+    """Breaks if a random run passes for a pretrained one, and no other is held against it."""
+    assert read_runs([make_run(tmp_path / "r", weights=stated)])[0].weights == wanted
 
 
 def test_settings_that_move_no_figure_do_not_part_twins(tmp_path: Path) -> None:
     """Breaks if another logging interval, number of workers or recipe file hides a gain."""
     make_run(tmp_path / "a", ap=10.0, config={"data": {"workers": 0}, "source": "x.py:f"})
     make_run(
-        tmp_path / "b", ap=9.0, weights="w", config={"data": {"workers": 4}, "source": "faster_rcnn_fpn"}
+        tmp_path / "b",
+        ap=9.0,
+        weights="w",
+        config={"data": {"workers": 4}, "source": "faster_rcnn_fpn", "weights": {"parts": ["backbone"]}},
     )
     (pair,) = pairs(read_runs([tmp_path / "a", tmp_path / "b"]))
     assert pair.gain() == -1.0

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tiny import facts
 
+from boxwise.report.compare import pairs
+from boxwise.report.read import read_runs
 from boxwise.run.demo import demo
 
 
@@ -25,3 +27,5 @@ def test_both_arms_are_one_recipe_and_the_figures_are_theirs(tmp_path: Path) -> 
     for arm, run in (("random", random), ("pretrained", pretrained)):
         assert figures[arm] == json.loads((run / "results.json").read_text()) == outcome.arms[arm]
         assert {"AP", "AP50", "AP75", "images", "seconds"} <= figures[arm].keys()
+    (pair,) = pairs(read_runs([random, pretrained]))  # as the page holds them against each other
+    assert (pair.random.path, pair.pretrained.path) == (random, pretrained)

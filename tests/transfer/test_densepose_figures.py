@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as masks
 
+from boxwise.data.outlines import rle
 from boxwise.transfer.metrics.densepose import DENSEPOSE_FIGURES, densepose_figures, packed, unpacked
 from boxwise.transfer.metrics.geodesics import NORMS, Geodesics, load_geodesics
 
@@ -357,6 +358,14 @@ def test_masks_pull_gpsm_down(body: Geodesics) -> None:
     truth, right = one(segmentation=[[10, 10, 50, 10, 50, 30, 10, 30]], dp_y=[60.0])
     figures = densepose_figures(truth, [right], body)
     assert figures["gps_AP"] == pytest.approx(100) and figures["gpsm_AP"] == pytest.approx(50)
+    mask = np.zeros((100, 100), dtype=np.uint8)
+    mask[10:30, 10:50] = 1
+    runs = [int(n) for n in np.diff(np.flatnonzero(np.diff(mask.T.ravel(), prepend=2, append=2)))]
+    for outline in (
+        rle(mask),
+        {"size": [100, 100], "counts": runs},
+    ):  # packed, as turned images have it, and plain
+        assert densepose_figures(one(segmentation=outline, dp_y=[60.0])[0], [right], body) == figures
 
 
 def test_people_without_points_are_ignored(body: Geodesics) -> None:

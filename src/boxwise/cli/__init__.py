@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import io
 import itertools
 import os
 import sys
@@ -73,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(verb: str, argv: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # names of files may be no text, and a terminal may know ASCII alone
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with plain_warnings():
             return _called(verb, argv)

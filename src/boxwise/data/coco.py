@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 from boxwise.data.coco_boxes import areas_and_crowds, usable_boxes
 from boxwise.data.coco_files import Json, check_names, entries
 from boxwise.data.decode import BadImage, read_header
+from boxwise.data.densepose import DENSE
 from boxwise.data.names import Names
 from boxwise.data.orientation import upright_size
 from boxwise.data.problems import Problems
-
-DENSE = "dp"
-"""The extra that stands for every field of DensePose: dp_x, dp_y, dp_I, dp_U, dp_V, dp_masks."""
 
 UNKNOWN = 2**31
 """Sides of an image whose size nobody knows, which is told: no box of it is outside as well."""

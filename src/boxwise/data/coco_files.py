@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from boxwise.data.densepose import DENSE
 from boxwise.data.problems import Problems
 
 Json = dict[str, Any]
 OUTSIDE = re.compile(r"$|[/\\]|[A-Za-z]:[/\\]|(.*[/\\])?\.\.([/\\]|$)|.*\0", re.DOTALL)
 """Names that are empty, absolute or climb, as any system writes them: a json may come from another one."""
-KINDS = {"densepose": "dp", "person_keypoints": "keypoints", "instances": None}
+KINDS = {"densepose": DENSE, "person_keypoints": "keypoints", "instances": None}
 """COCO's kinds of jsons, by what is in them alone, the most special first."""
 SHAPE = 'expected {"images": [...], "annotations": [...], "categories": [...]}'
 

@@ -11,11 +11,9 @@ from boxwise.data.coco import Annotated
 from boxwise.data.coco_boxes import MEANT, ORIGIN
 from boxwise.data.coco_files import Json
 from boxwise.data.decode import BadImage, read_header
+from boxwise.data.densepose import DENSE_SIDE
 from boxwise.data.orientation import upright_boxes, upright_mask, upright_points, upright_size
 from boxwise.data.outlines import rle, unpacked
-
-DENSE_SIDE = 255
-"""DensePose counts its points from 0 to 255 across a box and down."""
 
 
 def turn_of(path: Path, said: tuple[int, int], stored: tuple[int, int], orientation: int) -> int:

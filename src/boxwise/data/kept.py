@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from boxwise.data.cores import cores
 from boxwise.data.decode import BadImage
 from boxwise.data.targets import Labelled
-from boxwise.data.workers import cores
 from boxwise.shapes import Picture
 
 

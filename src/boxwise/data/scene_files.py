@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from boxwise.data.cores import cores
 from boxwise.data.scene_stage import CLASSES, draw
-from boxwise.data.workers import cores
 
 START = {"train": 1, "val": 1_000_000_001, "unlabelled": 2_000_000_001}
 """The first scene of each split. An image's id, and the number in its file's name, is its scene's index."""

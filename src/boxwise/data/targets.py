@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64, UInt8
 from torch import Tensor
 
-from boxwise.data.coco import DENSE, Annotated, Category, Format, annotated, extra
+from boxwise.data.coco import Annotated, Category, Format, annotated, extra
 from boxwise.data.coco_files import Json
 from boxwise.data.decode import decode_oriented, read_header
+from boxwise.data.densepose import DENSE
 from boxwise.data.formats import cityscapes
 from boxwise.data.formats.layouts import find_source
 from boxwise.data.ground_truth import ground_truth, turn_of, upright

@@ -18,6 +18,7 @@ from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_chec
 import torch
 from torch.utils.data import DataLoader
 
+from boxwise.data.cores import cores
 from boxwise.data.decode import BadImage
 from boxwise.data.order import OTHER, Item, numbers
 
@@ -144,11 +145,6 @@ class Ahead(Generic[T]):
             if bad and self.on_bad is not None:
                 self.on_bad(bad)
             yield batch
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_workers(for_gpu: bool, *, world: int = 1) -> int:

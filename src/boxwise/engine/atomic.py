@@ -27,9 +27,9 @@ def written(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """UTF-8, with no line ends translated."""
+    """UTF-8, with no line ends translated; names of files that are no UTF-8 keep their bytes."""
     with written(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from boxwise.config import Run
-from boxwise.data.workers import cores
+from boxwise.data.cores import cores
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -94,7 +94,7 @@ class RunFolder:
     def log(self, text: str) -> None:
         """A dated line in train.log."""
         if self.writes:
-            with (self.path / "train.log").open("a", encoding="utf-8") as file:
+            with (self.path / "train.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{_now()}  {text}\n")
 
     def tell(self, text: str) -> None:

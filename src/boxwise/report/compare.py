@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from boxwise.engine import folder
 from boxwise.report.read import MAIN, RunRecord, flat
 
-FREE = {"data.workers", "run.log_every", "run.save_every", "run.keep", "source", "weights"}
-"""Settings that no measured figure depends on, and the one that is compared."""
+FREE = {*folder.FREE, "source", "weights.parts"}
+"""Settings that no measured figure depends on, and what is taken of the weights that are compared."""
 
 
 @dataclass(frozen=True)

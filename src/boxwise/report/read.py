@@ -71,10 +71,8 @@ class RunRecord:
     @property
     def weights(self) -> str | None:
         """What a detector started from, as the run recorded it; None for random weights."""
-        given = self.data.get("weights") or self.facts.get("weights") or self.config.get("weights")
-        if isinstance(given, dict):
-            given = given.get("path") or given.get("name") or "unnamed"
-        return None if given in (None, "", "random") else str(given)
+        given = self.data.get("weights")
+        return None if given in (None, "random") else str(given)
 
     @property
     def main(self) -> str:

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from boxwise.data.coco import DENSE, Category, stated_categories
+from boxwise.data.coco import Category, stated_categories
 from boxwise.data.decode import BadImage, decode
+from boxwise.data.densepose import DENSE
 from boxwise.data.formats.layouts import find_source, holds_labels
 from boxwise.data.targets import Labelled, open_labelled
 from boxwise.run.check_images import WIDTH, Findings, check_images, line, sampled

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from boxwise.data.coco import DENSE
+from boxwise.data.densepose import DENSE
 from boxwise.data.targets import Labelled
 from boxwise.run.preflight import some
 

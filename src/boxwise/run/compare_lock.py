@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,4 +122,4 @@ def _joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> Lock:
 
 def _digest(drawn: Labelled) -> str:
     names = "\n".join(drawn.name(i) for i in range(len(drawn)))
-    return hashlib.blake2b(names.encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(os.fsencode(names), digest_size=8).hexdigest()

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from boxwise.data.cores import cores
 from boxwise.data.sources import open_images
-from boxwise.data.workers import cores
 from boxwise.engine.atomic import read_json, write_json
 from boxwise.engine.progress import say
 from boxwise.engine.signals import Stop

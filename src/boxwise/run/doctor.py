@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
 import torch
 
-from boxwise.data.workers import cores
-from boxwise.engine.device import device_of, dtype_of
+from boxwise.data.cores import cores
+from boxwise.engine.device import PACKAGES, device_of, dtype_of
 from boxwise.run.memory import free_memory
 
-PACKAGES = ("boxwise", "torch", "torchvision", "lightning-fabric", "timm", "faster-coco-eval", "pillow")
 LITTLE_MEMORY = 2 << 30
 LITTLE_SHARED_MEMORY = 256 << 20
 
@@ -36,7 +35,7 @@ def doctor() -> tuple[str, bool]:
     for name, check in checks:
         try:
             lines.append(f"ok    {name:<18} {check()}")
-        except (RuntimeError, OSError, PackageNotFoundError) as error:
+        except (RuntimeError, OSError, ImportError) as error:
             healthy = False
             lines.append(f"FAIL  {name:<18} {error}")
     return "\n".join(lines), healthy

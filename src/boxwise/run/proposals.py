@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from boxwise.data.coco_files import coco_split, is_coco_root
+from boxwise.data.cores import cores
 from boxwise.data.proposal_parts import Part, Parts, join, kept
 from boxwise.data.proposal_pool import made_of
 from boxwise.data.proposals import Proposals, Table
@@ -26,7 +27,6 @@ from boxwise.data.propose import (
 )
 from boxwise.data.selective_search import Values
 from boxwise.data.sources import Files, open_images
-from boxwise.data.workers import cores
 from boxwise.engine.atomic import written
 from boxwise.engine.device import leads, place
 from boxwise.engine.lock import Lock

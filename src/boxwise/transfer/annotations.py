@@ -12,15 +12,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from boxwise.data.ground_truth import DENSE_SIDE
+from boxwise.data.densepose import BODY_SIDE, DENSE, DENSE_SIDE
 from boxwise.data.outlines import rasterise, unpacked
 from boxwise.data.targets import Category
 from boxwise.transfer.detectors.base import Kind
 
 CENTRE = 0.5
 """COCO's keypoints name whole pixels, whose middle this is."""
-BODY_SIDE = 256
-"""Pixels a side of DensePose's coarse parts, whatever their box."""
 SIDES = ("left", "right")
 """What a mirror exchanges in names of keypoints."""
 
@@ -77,7 +75,7 @@ def learned(
     if "keypoints" in kinds:
         found["keypoints"] = marks(annotated["keypoints"], frame, keypoints)
     if "densepose" in kinds:
-        found |= surfaces(annotated["dp"], annotated["bbox"], frame)
+        found |= surfaces(annotated[DENSE], annotated["bbox"], frame)
     return found
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from boxwise.data.densepose import BODY_SIDE, DENSE, PARTS
 from boxwise.data.problems import Problems
 from boxwise.data.targets import Labelled
-from boxwise.transfer.annotations import BODY_SIDE, keypoint_names
-from boxwise.transfer.metrics.geodesics import PARTS
+from boxwise.transfer.annotations import keypoint_names
 
 DENSE_LISTS: Mapping[str, tuple[float, float]] = {
     "dp_x": (0, 256),
@@ -105,7 +105,7 @@ FIELDS: Mapping[str, tuple[Callable[[Any, Known], str], str]] = {
         "take polygons of x, y, x, y ..., or run lengths as a dict of counts and size, the image's height and width",
     ),
     "keypoints": (_keypoints, "give x, y and 0, 1 or 2 of every name that the categories list"),
-    "dp": (
+    DENSE: (
         _surface,
         "give dp_x and dp_y from 0 to 255 across the box, dp_I from 1 to 24 (0: ground), dp_U and dp_V from 0 to 1, "
         "one of each a point, and dp_masks, RLE of 256 x 256 or [] of 14 parts",

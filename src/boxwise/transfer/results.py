@@ -13,10 +13,10 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from boxwise.data.coco import Category
+from boxwise.data.densepose import PARTS
 from boxwise.transfer.annotations import CENTRE
 from boxwise.transfer.detectors.base import Targets
 from boxwise.transfer.metrics.densepose import packed
-from boxwise.transfer.metrics.geodesics import PARTS
 from boxwise.transfer.samples import DetectionBatch
 
 Result = dict[str, Any]

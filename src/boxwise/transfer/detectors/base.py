@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from boxwise.config import Count, settings
+from boxwise.data.densepose import DENSE
 from boxwise.data.targets import Labelled
 from boxwise.nn.encoder import Encoder, EncoderConfig
 from boxwise.shapes import Scalar
@@ -25,7 +26,7 @@ ANNOTATIONS: dict[Kind, str] = {
     "segm": "segmentation",
     "keypoints": "keypoints",
     "semantic": "segmentation",
-    "densepose": "dp",
+    "densepose": DENSE,
 }
 """The field of COCO's annotations that each kind is learned from, beside boxes and categories."""
 Targets = list[dict[str, Tensor]]

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from boxwise.data.densepose import PARTS
 from boxwise.transfer.detectors.precision import exact
 from boxwise.transfer.detectors.rcnn import LEVELS
 from boxwise.transfer.detectors.stages import Features
 from boxwise.transfer.detectors.surface_losses import Surfaces
-from boxwise.transfer.metrics.geodesics import PARTS
 
 CONVS = 8
 

@@ -20,15 +20,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from faster_coco_eval.core import mask as masks
 from jaxtyping import Bool, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import zoom
 
-from boxwise.data.ground_truth import DENSE_SIDE
+from boxwise.data import outlines
+from boxwise.data.densepose import BODY_SIDE, DENSE_SIDE, PARTS
+from boxwise.data.outlines import rasterise
 from boxwise.transfer.metrics.coco import Result
-from boxwise.transfer.metrics.geodesics import PARTS, Geodesics
+from boxwise.transfer.metrics.geodesics import Geodesics
 from boxwise.transfer.metrics.similarity import NAMES, Scene, similarity_figures
 
 DENSEPOSE_FIGURES = tuple(f"{prefix}_{name}" for prefix in ("gps", "gpsm") for name in NAMES)
@@ -145,16 +146,16 @@ def unpacked(result: Result) -> Surface:
 
 
 def _body(annotation: Mapping[str, Any], size: tuple[int, int]) -> Bool[NDArray[np.bool_], "h w"]:
-    """The object's mask: of its annotated parts, squares of 256 pixels that are stretched over the box."""
+    """The object's mask: of its annotated parts, squares that are stretched over the box."""
     if "dp_masks" not in annotation:
-        parts = masks.frPyObjects(annotation["segmentation"], *size)
-        return masks.decode(masks.merge(parts) if isinstance(parts, list) else parts).astype(bool)
-    whole = np.zeros((256, 256))
+        return rasterise(annotation["segmentation"], source=size, size=size).numpy().astype(bool)
+    whole = np.zeros((BODY_SIDE, BODY_SIDE))
     for part in annotation["dp_masks"]:
         if part:
-            whole = np.maximum(whole, masks.decode(part) > 0)
+            whole = np.maximum(whole, outlines.unpacked(part) > 0)
     _, _, width, height = annotation["bbox"]
-    stretched = zoom(whole, (max(height, 1) / 256, max(width, 1) / 256), order=1, prefilter=False) > 0.5
+    sides = max(height, 1) / BODY_SIDE, max(width, 1) / BODY_SIDE
+    stretched = zoom(whole, sides, order=1, prefilter=False) > 0.5
     return _placed(stretched, annotation["bbox"], size)
 
 

@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-PARTS = 24
-"""Charts of the surface, numbered from 1."""
+from boxwise.data.densepose import PARTS
 
 NORMS = (
     *(0.351, 0.351),  # torso
