@@ -145,11 +145,12 @@ class Run:
     """auto: bf16 where the processor has it, else fp32."""
     channels_last: bool = True
     compile: bool = False
-    """Compile the encoder with torch.compile."""
+    """Compile the encoder of a pretraining with torch.compile. On several GPUs it compiles fragments, between norms."""
     clip_norm: Above | None = None
     """Largest norm of the whole gradient."""
     log_every: Count = 10
-    """Steps between two lines of figures; the device is waited for only then."""
+    """Steps between two lines of figures; the device is waited for only then, but on several GPUs with joint norms:
+    torch's SyncBatchNorm waits at each."""
     save_every: Count = 500
     """Steps between two checkpoints; one is written at the end in any case."""
     keep: Count = 2

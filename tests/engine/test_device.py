@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from boxwise.config import Run
-from boxwise.engine.device import device_of, dtype_of, hardware, launch, leads, place, processes, versions
+from boxwise.engine.device import (
+    device_of,
+    dtype_of,
+    hardware,
+    launch,
+    lay_out,
+    leads,
+    place,
+    processes,
+    versions,
+)
 
 CPU = torch.device("cpu")
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
@@ -79,6 +89,26 @@ def test_a_place_among_the_processes_is_known_before_they_meet(monkeypatch: pyte
     assert place()[2] == 1
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")
     assert place() == (0, 1, 1)
+
+
+def test_more_processes_than_gpus_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks when SLURM shows each task one GPU of four, and Lightning ends in a traceback."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    with pytest.raises(
+        ValueError, match=r"4 processes on this machine, and each sees 1 GPUs.*--gpu-bind=none"
+    ):
+        launch(Run(devices=4, batch_size=8, device="cuda"))
+
+
+def test_maps_lie_channels_last_but_on_mps() -> None:
+    """Breaks when BatchNorm on MPS gets maps whose gradients some versions of torch get wrong."""
+    module = torch.nn.Conv2d(3, 4, 3)
+    lay_out(module, torch.device("mps"))
+    assert module.weight.is_contiguous()
+    lay_out(module, torch.device("cpu"))
+    assert module.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_mixed_precision_leaves_a_batch_as_it_is() -> None:

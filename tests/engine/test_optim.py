@@ -11,6 +11,7 @@ from torch import nn
 
 import pretend
 from boxwise.config import LARS, SGD, AdamW, Schedule
+from boxwise.engine import optim
 from boxwise.engine.guard import Guard
 from boxwise.engine.metrics import Meter
 from boxwise.engine.optim import build_optimiser, learning_rate
@@ -124,9 +125,14 @@ def test_adamw_is_torchs(decay_1d: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("flags", [optim.READS_FLAGS, ()], ids=["by the device", "by the host"])
 @pytest.mark.parametrize("config", [SGD(), LARS(), AdamW()], ids=["sgd", "lars", "adamw"])
-def test_a_refused_step_changes_nothing(config: SGD | LARS | AdamW) -> None:
-    """Breaks when NaN gradients reach weights or momentum of a refused step, the first one too."""
+def test_a_refused_step_changes_nothing(
+    config: SGD | LARS | AdamW, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks when NaN gradients reach weights or momentum of a refused step, the first one too, on devices that read
+    the flag and on others."""
+    monkeypatch.setattr(optim, "READS_FLAGS", flags)
     refused, spared = net(), net()
     optimiser, reference = build_optimiser(refused, config, lr=0.5), build_optimiser(spared, config, lr=0.5)
     for step, ok in enumerate([NO, YES, NO, YES]):

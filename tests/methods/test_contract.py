@@ -24,6 +24,7 @@ from boxwise.methods.resim_windows import Windows
 from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.nn.queue import Queue
 from boxwise.nn.teacher import Teacher
+from boxwise.run.pretrain import Pretraining
 from encoders import TinyEncoder
 
 SMALL = {"width": 16, "hidden": 32}
@@ -353,6 +354,11 @@ def test_nothing_is_copied_from_the_host_within_a_step(name: str) -> None:
         loss = method(batch)["loss"]
         method.after_step(0, 10, ok=torch.ones((), device="cuda"))
         assert loss.device.type == "cuda" and waits.seen == []
+        figures = Pretraining(method).figures()
+        torch.cat(
+            [loss.detach().reshape(1), *(x.reshape(1) for x in figures.values())]
+        )  # as the loop reads them
+        assert waits.seen == []
 
 
 ON_CONVNEXT = (

@@ -105,10 +105,12 @@ def test_a_run_killed_while_norms_are_measured_ends_as_if_it_had_not_been(
     assert results[0] == results[1]
 
 
-def test_fewer_than_no_batches_are_refused(
+def test_what_a_detector_cannot_have_is_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Breaks when a slip of the sign means no measure at all."""
+    """Breaks when a slip of the sign means no measure at all, or a wish is passed over in silence."""
     words = ["finetune", "faster_rcnn_fpn", "--data", str(data), "--out", str(tmp_path / "run")]
-    assert main([*words, *flags({**DETECTOR, "measure.precise_bn": -1})]) == 2
-    assert "measure.precise_bn: expected 0 or more, got -1" in capsys.readouterr().err
+    assert main([*words, *flags({**DETECTOR, "measure.precise_bn": -1}), "--compile"]) == 2
+    told = capsys.readouterr().err
+    assert "measure.precise_bn: expected 0 or more, got -1" in told
+    assert "run.compile: detectors are not compiled" in told

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from boxwise.config import Run
+from boxwise.geometry.views import Batch
 from boxwise.nn.encoder import build_encoder
 from boxwise.recipes import pretrain, transfer
 from boxwise.recipes.insloc import insloc_r50_fpn_200ep
 from boxwise.run.find import pretrain_recipe, saved
 from boxwise.run.fit import as_started, fitted, fitted_transfer, given_keys, on_ranks, rate
-from boxwise.run.memory import blank_batch, fixed, free_memory, kept_per_image, largest_batch
+from boxwise.run.memory import blank_batch, fixed, free_memory, kept, largest_batch
 from boxwise.strict import SettingsError, dump_yaml
 
 
@@ -121,18 +122,22 @@ def test_memory_is_counted_per_image_and_leaves_no_trace() -> None:
     torch.manual_seed(0)
     method = recipe.method.build(build_encoder(recipe.encoder))
     before = {name: t.clone() for name, t in method.state_dict().items()}
-    two, six = (
-        kept_per_image(method, blank_batch(recipe.views, recipe.method.draws(), count=n), dtype=torch.float32)
-        for n in (2, 6)
-    )
-    assert abs(two - six) < 0.2 * six, "the figure must not depend on the batch it was read from"
+
+    def batch_of(count: int) -> Batch:
+        return blank_batch(recipe.views, recipe.method.draws(), count=count)
+
+    two, six = (kept(method, lambda n, k=k: batch_of(k * n), dtype=torch.float32) for k in (1, 3))
+    assert abs(two.per_image - six.per_image / 3) < 0.02 * two.per_image, "whatever batches it was counted on"
     # A ResNet-18 keeps its 64-channel map of 32 x 32 before and after norm, and the pooled rest: about 2.5 MB.
-    assert 1.5e6 < six < 6e6
+    assert 1.5e6 < two.per_image < 6e6 and two.once < 1e6
     assert all(torch.equal(t, before[name]) for name, t in method.state_dict().items())
-    batch = blank_batch(recipe.views, recipe.method.draws(), count=2)
-    small = largest_batch(method, batch, dtype=torch.float32, free=fixed(method) + 10 * two)
+    small = largest_batch(method, batch_of, dtype=torch.float32, free=fixed(method) + 10 * two.per_image)
     assert 6 <= small <= 9
-    assert largest_batch(method, batch, dtype=torch.float32, free=fixed(method) // 2) == 0
+    assert largest_batch(method, batch_of, dtype=torch.float32, free=fixed(method) // 2) == 0
+    half = kept(method, batch_of, dtype=torch.bfloat16)
+    matrices = sum(p.numel() for p in method.student.parameters() if p.ndim > 1)
+    assert half.once == pytest.approx(2 * matrices, rel=0.1), "autocast's copies of the weights, once"
+    assert half.per_image < 0.8 * two.per_image
 
 
 def test_what_a_file_sets_is_given_too(tmp_path) -> None:

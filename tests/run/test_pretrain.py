@@ -21,13 +21,14 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 
 from boxwise.cli import main
 from boxwise.engine import checkpoint
+from boxwise.geometry.views import Batch
 from boxwise.interop.keys import WeightsError
 from boxwise.nn.encoder import EncoderConfig, build_encoder
 from boxwise.recipes.pretrain import METHODS, OURS, PUBLISHED
 from boxwise.run import pretrain as verb
 from boxwise.run.encoder import load_encoder
 from boxwise.run.find import pretrain_recipe
-from boxwise.run.memory import SLACK, blank_batch, fixed, kept_per_image, room
+from boxwise.run.memory import SLACK, blank_batch, fixed, kept, room
 from boxwise.run.pretrain import pretrain, run_recipe
 from boxwise.strict import load_yaml
 
@@ -218,14 +219,17 @@ def test_too_little_memory_names_a_batch_that_fits(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = {"bytes": 1}
-    monkeypatch.setattr("boxwise.run.memory.free_memory", lambda device, ranks=1: free["bytes"])
+    monkeypatch.setattr("boxwise.run.memory.free_memory", lambda device, **_: free["bytes"])
     recipe = pretrain_recipe("scrl_r50_200ep", settings=settings("scrl_r50_200ep", batch_size=12)).recipe
     with pytest.raises(ValueError, match="needs more memory than there is: choose a smaller backbone"):
         pretrain("scrl_r50_200ep", images, tmp_path / "run", settings=settings("scrl", batch_size=12))
     method = verb.build(recipe)
-    batch = blank_batch(recipe.views, recipe.method.draws(), count=2)
-    per_image = kept_per_image(method, batch, dtype=torch.float32) * SLACK
-    free["bytes"] = int(fixed(method) + 6.5 * per_image)
+
+    def batch_of(count: int) -> Batch:
+        return blank_batch(recipe.views, recipe.method.draws(), count=count)
+
+    need = kept(method, batch_of, dtype=torch.float32)
+    free["bytes"] = int(fixed(method) + need.once + 6.5 * need.per_image * SLACK)
     fits = room(recipe, method)
     assert fits == 6
     with pytest.raises(ValueError, match=f"--batch-size {fits},.* --accumulate"):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 
+from boxwise.data.decode import BadImage
 from boxwise.data.targets import Labelled
 from boxwise.transfer.detectors.rcnn import FasterRCNNFPN
 from boxwise.transfer.evaluate import predict
@@ -48,8 +49,10 @@ def test_boxes_go_back_to_the_pixels_and_ids_of_the_json(drawn: Labelled, detect
     found, samples = [], TestSamples(drawn, CONFIG)
     for i in range(len(drawn)):
         _, labels = drawn.read(i)
-        height, width = samples[i].image.shape[1:]
-        scale = torch.tensor([width / samples[i].source[1], height / samples[i].source[0]]).repeat(2)
+        height, width = samples.sample(i).image.shape[1:]
+        scale = torch.tensor(
+            [width / samples.sample(i).source[1], height / samples.sample(i).source[0]]
+        ).repeat(2)
         scores = torch.linspace(0.9, 0.5, len(labels.boxes))
         found.append({"boxes": labels.boxes * scale, "labels": labels.labels, "scores": scores})
     told = copy.deepcopy(detector)
@@ -86,6 +89,20 @@ def test_workers_change_nothing_and_every_image_is_measured(drawn: Labelled, det
     assert all(scores == sorted(scores, reverse=True) for scores in by_image)
 
 
+def test_an_image_that_cannot_be_read_is_named_from_a_worker_too(
+    drawn: Labelled, detector: FasterRCNN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks when what a worker raises arrives as a traceback without the path."""
+
+    def unreadable(self: Labelled, index: int) -> None:
+        raise BadImage(self.path(index), "truncated")
+
+    monkeypatch.setattr(Labelled, "read", unreadable)
+    for workers in (0, 1):
+        with pytest.raises(BadImage, match=f"{drawn.path(0)}: truncated"):
+            predict(detector, drawn, config=CONFIG, workers=workers)
+
+
 def test_the_model_is_left_as_it_was(drawn: Labelled, detector: FasterRCNN) -> None:
     """Measured in training mode, a detector would move its statistics and give losses instead of boxes."""
     before = {n: t.clone() for n, t in detector.state_dict().items()}
@@ -102,7 +119,7 @@ def test_training_goes_on_after_measuring(drawn: Labelled, detector: FasterRCNN)
     model = copy.deepcopy(detector)
     predict(model, drawn, config=CONFIG, batch_size=3)
     samples = TestSamples(drawn, CONFIG)
-    Detection(model).train()(collate([samples[0], samples[1]]))["loss"].backward()
+    Detection(model).train()(collate([samples.sample(0), samples.sample(1)]))["loss"].backward()
 
 
 def test_bfloat16_finds_about_the_same(drawn: Labelled, detector: FasterRCNN) -> None:

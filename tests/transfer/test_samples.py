@@ -93,7 +93,7 @@ def test_crowds_are_not_trained_on(drawn: Labelled) -> None:
 
 
 def test_images_to_measure_are_never_flipped_and_carry_no_boxes(drawn: Labelled) -> None:
-    sample = TestSamples(drawn, config(flip=1.0, train_sizes=(32,)))[1]
+    sample = TestSamples(drawn, config(flip=1.0, train_sizes=(32,))).sample(1)
     plain = TrainSamples(drawn, config(), seed=0).sample(1, 0)
     assert torch.equal(sample.image, plain.image) and sample.boxes.shape == (0, 4)
 

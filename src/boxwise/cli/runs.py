@@ -31,6 +31,8 @@ class Evaluate(Verb):
     """Print the figures as JSON."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     batch_size: int = 8
+    workers: int | None = None
+    """Processes that decode ahead; unless told, as many as help."""
 
     def call(self, settings: dict[str, Any]) -> None:
         from boxwise.run.evaluate import as_table, evaluate
@@ -43,6 +45,7 @@ class Evaluate(Verb):
             geodesics=self.geodesics,
             device=self.device,
             batch_size=self.batch_size,
+            workers=self.workers,
         )
         print(json.dumps(figures) if self.json else as_table(figures))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from boxwise.config import Run
@@ -67,10 +68,24 @@ def processes(run: Run) -> tuple[int, int]:
     if "LOCAL_WORLD_SIZE" in env and "WORLD_SIZE" in env:
         local = int(env["LOCAL_WORLD_SIZE"])
         return local, int(env["WORLD_SIZE"]) // local
-    if "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+    if _under_slurm():
         nodes = int(env.get("SLURM_NNODES", "1"))
         return int(env["SLURM_NTASKS"]) // nodes, nodes
     return run.devices, run.nodes
+
+
+def _require_gpus(device: torch.device, local: int) -> None:
+    seen = torch.cuda.device_count() if device.type == "cuda" else local
+    if seen < local:
+        raise ValueError(
+            f"run.devices: {local} processes on this machine, and each sees {seen} GPUs; pass --devices {seen}, or let "
+            "every process see all of them (SLURM: --gpus-per-node, with --gpu-bind=none)"
+        )
+
+
+def _under_slurm() -> bool:
+    """Whether SLURM started the processes, and not a person in a shell that SLURM gave."""
+    return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
 
 
 def leads() -> bool:
@@ -78,7 +93,7 @@ def leads() -> bool:
     env = os.environ
     if "RANK" in env:
         return int(env["RANK"]) == 0
-    if "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+    if _under_slurm():
         return int(env.get("SLURM_PROCID", "0")) == 0
     return int(env.get("NODE_RANK", "0")) == 0 and int(env.get("LOCAL_RANK", "0")) == 0
 
@@ -89,7 +104,7 @@ def place() -> tuple[int, int, int]:
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_WORLD_SIZE", "1"))
-    if "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+    if _under_slurm():
         ranks, nodes = int(env["SLURM_NTASKS"]), int(env.get("SLURM_NNODES", "1"))
         # SLURM as a rule gives each task cores of its own, which its affinity shows.
         return int(env.get("SLURM_PROCID", "0")), ranks, 1 if "SLURM_CPUS_PER_TASK" in env else ranks // nodes
@@ -116,6 +131,7 @@ def launch(run: Run) -> Fabric:
             f"run.batch_size: {run.batch_size} images do not divide into {local * nodes} processes "
             f"of {run.accumulate} parts"
         )
+    _require_gpus(device, local)
     precision: Precision = Precision()
     if dtype == torch.bfloat16:
         precision = Autocast("bf16-mixed", device.type)
@@ -133,6 +149,13 @@ def launch(run: Run) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def lay_out(module: nn.Module, device: torch.device) -> None:
+    """Maps with channels last in memory, but not on MPS: there BatchNorm's gradients of such maps are wrong in some
+    versions of torch that are supported."""
+    if device.type != "mps":
+        module.to(memory_format=torch.channels_last)
 
 
 def versions() -> dict[str, str]:

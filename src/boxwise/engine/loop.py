@@ -12,7 +12,7 @@ from torch import nn
 
 from boxwise.config import Optimiser, Run, Schedule
 from boxwise.engine import checkpoint
-from boxwise.engine.device import launch
+from boxwise.engine.device import launch, lay_out
 from boxwise.engine.folder import RunFolder
 from boxwise.engine.guard import Diverged
 from boxwise.engine.health import Alarm
@@ -113,15 +113,15 @@ def fit(
 
 def prepared(module: nn.Module, run: Run, *, sync_norm: bool, compiled: Sequence[nn.Module]) -> Fabric:
     """The processes of a run, once they have met, and `module` as they train it."""
-    if run.threads is not None:
-        torch.set_num_threads(run.threads)
     fabric = launch(run)
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)  # launching several processes sets it too
     if sync_norm and fabric.world_size > 1:
         synchronise(module, fabric.device)
     if run.channels_last:
-        module.to(memory_format=torch.channels_last)
+        lay_out(module, fabric.device)
     for slow in compiled if run.compile else ():
-        slow.compile()
+        slow.compile(dynamic=False)  # views have few sizes, each worth kernels of its own
     return fabric
 
 

@@ -15,6 +15,8 @@ from boxwise.shapes import Scalar
 
 Groups = Iterable[dict[str, Any]]
 
+READS_FLAGS = ("cpu", "cuda")
+"""Devices on which every torch that is supported lets a fused step be refused; elsewhere the host looks and waits."""
 NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -45,8 +47,11 @@ class Refusable:
 
     def step_if(self, ok: Scalar) -> None:
         """One step where `ok` is 1; nothing at all, not even momentum, where it is 0."""
-        self.found_inf = 1 - ok.float()
-        self.step()
+        if ok.device.type in READS_FLAGS:
+            self.found_inf = 1 - ok.float()
+            self.step()
+        elif bool(ok):
+            self.step()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """torch's own."""

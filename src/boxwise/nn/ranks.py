@@ -12,6 +12,8 @@ from torch import Tensor
 
 from boxwise.shapes import Keep, RowWeight
 
+_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # since torch 2.14
+
 
 def world() -> int:
     """Number of ranks that train together."""
@@ -30,7 +32,7 @@ def gather(x: Shaped[Tensor, "_rows ..."]) -> Shaped[Tensor, "_all ..."]:
         return x.detach()
     x = x.detach().contiguous()
     everyone = x.new_empty(world() * len(x), *x.shape[1:])
-    dist.all_gather_into_tensor(everyone, x)
+    _gather_into(everyone, x)
     return everyone
 
 

@@ -139,6 +139,8 @@ class TransferRecipe(Configuration):
     def conflicts(self) -> Iterator[str]:
         yield from unknown(self.detector.encoder().backbone)
         yield from self.detector.problems(pretrained=True)  # a run tells what it cannot do without weights
+        if self.run.compile:
+            yield "run.compile: detectors are not compiled, since their pictures have many sizes; leave it out"
         file = self.measure.geodesics
         if file is not None and not Path(file).is_file():
             yield f"measure.geodesics: no file {file}"

@@ -16,6 +16,7 @@ from torch import distributed as dist
 from boxwise.data.loader import Each, Policy, Sampler, load_all
 from boxwise.data.targets import Labelled
 from boxwise.data.training_set import Repeated, repeat_factors, training_set
+from boxwise.data.workers import default_workers
 from boxwise.engine.atomic import write_text
 from boxwise.engine.device import device_of, leads
 from boxwise.engine.folder import RunFolder
@@ -173,6 +174,7 @@ def measure(
     `seconds` of training, to which the time of the measurement is added.
     """
     began, device = time.perf_counter(), device_of(recipe.run.device)
+    workers = recipe.data.workers
     found = measured(
         detector,
         test,
@@ -181,6 +183,7 @@ def measure(
         batch_size=recipe.run.batch_size,
         device=device,
         precision=precision_of(recipe.run.precision, device),
+        workers=default_workers(device.type == "cuda") if workers is None else workers,
     )
     seconds += time.perf_counter() - began
     results = {**found.figures, "images": len(test), "seconds": round(seconds, 1)}

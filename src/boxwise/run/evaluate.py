@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from boxwise.data.targets import Category, open_labelled
+from boxwise.data.workers import default_workers
 from boxwise.engine.device import device_of
 from boxwise.interop.files import find_model, read_card, read_state
 from boxwise.recipes.built_in import BuiltInDetector
@@ -42,11 +43,15 @@ def evaluate(
     geodesics: Path | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     batch_size: int = 8,
+    workers: int | None = None,
 ) -> dict[str, float]:
     """The figures of the detector in `run` on the validation images of `data`, in 0..100 (-1: nothing to measure),
-    and how many images they are of. `metric` and `geodesics` replace what the run was measured by."""
+    and how many images they are of. `metric` and `geodesics` replace what the run was measured by; `workers` processes
+    decode ahead of the device, as many as help unless told."""
     if batch_size < 1:
         raise ValueError(f"--batch-size {batch_size}: expected 1 or more")
+    if workers is not None and workers < 0:
+        raise ValueError(f"--workers {workers}: expected 0 or more")
     saved = load_detector(Path(run))
     told = {"metric": metric, "geodesics": None if geodesics is None else str(geodesics)}
     asked = {key: value for key, value in told.items() if value is not None}
@@ -66,6 +71,7 @@ def evaluate(
         batch_size=batch_size,
         device=where,
         precision=precision_of(saved.precision, where),
+        workers=default_workers(where.type == "cuda") if workers is None else workers,
     )
     return {**found.figures, "images": len(test)}
 

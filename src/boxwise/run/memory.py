@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from boxwise.recipes.recipe import Recipe
 
 SLACK = 1.25
 """Workspaces and fragmentation on top of what autograd keeps."""
+COUNTED = (2, 4)
+"""Images of the batches that memory is counted on; norms need two."""
 
 
 def blank_batch(
@@ -44,20 +47,35 @@ def blank_batch(
     return Batch(tuple(made), torch.arange(count), noise)
 
 
-def kept_per_image(module: nn.Module, batch: Batch, *, dtype: torch.dtype) -> int:
-    """Bytes that autograd keeps for the backward pass, per image of `batch`. Runs one forward, no backward.
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Bytes that autograd keeps for the backward pass."""
+
+    once: int
+    """However many images there are: copies of weights in half precision."""
+    per_image: int
+
+
+def kept(module: nn.Module, batch_of: Callable[[int], Batch], *, dtype: torch.dtype) -> Kept:
+    """What a forward keeps of batches of two sizes tells what grows with them. Runs no backward.
 
     On the host, before a device is touched: what a device keeps is the same. Leaves the module as it was:
     buffers (queues, running statistics) are put back.
     """
+    few, more = (_kept(module, batch_of(count), dtype=dtype) for count in COUNTED)
+    per_image = (more - few) // (COUNTED[1] - COUNTED[0])
+    return Kept(max(0, few - COUNTED[0] * per_image), per_image)
+
+
+def _kept(module: nn.Module, batch: Batch, *, dtype: torch.dtype) -> int:
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    kept: dict[int, int] = {}
+    seen: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     half = dtype != torch.float32  # all halves are of one size, and a CPU knows this one best
@@ -69,7 +87,7 @@ def kept_per_image(module: nn.Module, batch: Batch, *, dtype: torch.dtype) -> in
     del held
     for name, buffer in module.named_buffers():
         buffer.data.copy_(before[name])
-    return sum(kept.values()) // len(batch.index)
+    return sum(seen.values())
 
 
 def fixed(module: nn.Module) -> int:
@@ -79,37 +97,49 @@ def fixed(module: nn.Module) -> int:
     return own + 2 * trained
 
 
-def largest_batch(module: nn.Module, batch: Batch, *, dtype: torch.dtype, free: int) -> int:
+def largest_batch(
+    module: nn.Module, batch_of: Callable[[int], Batch], *, dtype: torch.dtype, free: int
+) -> int:
     """Images that one device can train on at a time, 0 when not even the weights fit."""
-    per_image = kept_per_image(module, batch, dtype=dtype)
-    return max(0, int((free - fixed(module)) / (per_image * SLACK)))
+    need = kept(module, batch_of, dtype=dtype)
+    return max(0, int((free - fixed(module) - need.once) / (need.per_image * SLACK)))
 
 
-def free_memory(device: torch.device, *, ranks: int = 1) -> int:
+def free_memory(device: torch.device, *, ranks: int = 1, nodes: int = 1) -> int:
     """Bytes that can be had now on `device`.
 
-    For one of several `ranks` of a machine: its part of all there is, whoever holds it now, so that ranks which
-    ask at different moments hear the same.
+    For one of several ranks, `ranks` of them on this machine: its part of all there is, whoever holds it now, so
+    that ranks which ask at different moments hear the same.
     """
+    alone = ranks * nodes == 1
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0 if ranks == 1 else 1])
+        if alone:
+            return int(torch.cuda.mem_get_info(device)[0])
+        own = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+        return int(
+            torch.cuda.get_device_properties(own).total_memory
+        )  # asked so, no other rank's GPU is opened
     meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
     if not meminfo.exists():  # macOS
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (2 * ranks)
     lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-    free = int(lines["MemAvailable" if ranks == 1 else "MemTotal"].split()[0]) * 1024
+    free = int(lines["MemAvailable" if alone else "MemTotal"].split()[0]) * 1024
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
         used = Path("/sys/fs/cgroup/memory.current")
-        free = min(free, int(text) - (int(used.read_text()) if ranks == 1 and used.exists() else 0))
+        free = min(free, int(text) - (int(used.read_text()) if alone and used.exists() else 0))
     return free // ranks
 
 
 def room(recipe: Recipe, method: Method) -> int:
     """Images that one device can train on at a time."""
     device = device_of(recipe.run.device)
-    batch = blank_batch(recipe.views, recipe.method.draws(), count=2, objects=recipe.method.objects)
-    dtype, ranks = dtype_of(recipe.run.precision, device), recipe.run.devices
-    return largest_batch(method, batch, dtype=dtype, free=free_memory(device, ranks=ranks))
+
+    def batch_of(count: int) -> Batch:
+        return blank_batch(recipe.views, recipe.method.draws(), count=count, objects=recipe.method.objects)
+
+    dtype = dtype_of(recipe.run.precision, device)
+    free = free_memory(device, ranks=recipe.run.devices, nodes=recipe.run.nodes)
+    return largest_batch(method, batch_of, dtype=dtype, free=free)
 
 
 def check_memory(recipe: Recipe, method: Method) -> None:

@@ -49,14 +49,11 @@ class Pretraining:
         self.module.after_step(step, total, ok=ok)
 
     def figures(self) -> dict[str, Tensor]:
-        method = self.module
-        seen = (
-            {}
-            if method.watched is None
-            else health(method.watched.query, method.watched.key, method.watched.keep)
-        )
+        method, watched = self.module, self.module.watched
+        seen = {} if watched is None else health(watched.query, watched.key, watched.keep)
         if method.ema_momentum is not None:
-            seen["train/ema_momentum"] = torch.tensor(method.ema_momentum)
+            device = next(method.parameters()).device
+            seen["train/ema_momentum"] = torch.full((), method.ema_momentum, device=device)
         return seen
 
 

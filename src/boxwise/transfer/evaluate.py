@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from boxwise.config import settings
+from boxwise.data.loader import Each
+from boxwise.data.one_pass import OnePass
 from boxwise.data.targets import Labelled
+from boxwise.data.workers import Ahead
 from boxwise.engine.device import dtype_of
 from boxwise.transfer.detectors.base import Detector, DetectorConfig, Targets
 from boxwise.transfer.metrics import Confusion, Metric, check_truth, figures, semantic_figures
@@ -76,15 +78,24 @@ def measured(
     batch_size: int = 8,
     device: torch.device | str = "cpu",
     precision: Literal["fp32", "bf16"] = "fp32",
+    workers: int = 0,
 ) -> Measured:
     """What `predict` finds on `labelled`, by the rules of `measure`: mean IoU of pixels for a detector that tells
     those apart, else the figures of what it finds. Raises what `measurable` raises before anything is looked for."""
     if "semantic" in config.kinds():
         _check_outlines(labelled)
-        loader = _loader(labelled, config, batch_size, device)
-        return _by_pixel(labelled, detections(model, loader, device=device, precision=precision))
+        batches = _batches(labelled, config, batch_size, device, workers)
+        return _by_pixel(labelled, detections(model, batches, device=device, precision=precision))
     judge = judge_of(labelled, config=config, measure=measure)
-    found = predict(model, labelled, config=config, batch_size=batch_size, device=device, precision=precision)
+    found = predict(
+        model,
+        labelled,
+        config=config,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        workers=workers,
+    )
     return Measured(judge(found), found)
 
 
@@ -126,9 +137,9 @@ def predict(
     moves their detections a little: compare figures at one `batch_size`. Raises BadImage at an image that cannot
     be read.
     """
-    loader = _loader(labelled, config, batch_size, device, workers)
+    batches = _batches(labelled, config, batch_size, device, workers)
     listed: list[Result] = []
-    for found, batch in detections(model, loader, device=device, precision=precision):
+    for found, batch in detections(model, batches, device=device, precision=precision):
         images = [labelled.image_id(index) for index in batch.index]
         listed += results(found, batch, images=images, categories=labelled.categories)
     return listed
@@ -203,15 +214,16 @@ def _check_outlines(labelled: Labelled) -> None:
         )
 
 
-def _loader(
-    labelled: Labelled, config: DetectorConfig, batch_size: int, device: torch.device | str, workers: int = 0
-) -> DataLoader[DetectionBatch]:
-    return DataLoader(
-        TestSamples(labelled, config),  # type: ignore[arg-type]
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=torch.device(device).type == "cuda",
+def _batches(
+    labelled: Labelled, config: DetectorConfig, batch_size: int, device: torch.device | str, workers: int
+) -> Iterable[DetectionBatch]:
+    """Every image once, in its order."""
+    samples: TestSamples = TestSamples(labelled, config)
+    return Ahead(
+        Each(samples.sample, collate),
+        OnePass(len(samples), batch_size),
+        workers=workers,
+        pin=torch.device(device).type == "cuda",
     )
 
 

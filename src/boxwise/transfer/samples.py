@@ -135,7 +135,8 @@ class TestSamples:
     def __len__(self) -> int:
         return len(self.labelled)
 
-    def __getitem__(self, index: int) -> Sample:
+    def sample(self, index: int, epoch: int = 0) -> Sample:
+        """Image `index`, the same in every epoch."""
         picture, _ = self.labelled.read(index)
         return unlabelled(picture, index, self.config)
 
