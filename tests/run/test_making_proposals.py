@@ -18,7 +18,7 @@ from boxwise.data.proposals import Proposals, Table
 from boxwise.data.propose import GridBoxes, RandomBoxes, SelectiveSearch
 from boxwise.data.sources import open_images
 from boxwise.run import proposals as room
-from boxwise.run.check_proposals import check, overlaps
+from boxwise.run.check_proposals import check
 from boxwise.run.proposals import ensure, make, proposals
 
 COUNT = 18
@@ -289,13 +289,6 @@ def test_recall_counts_the_best_box_of_each_label(photos: Path, tmp_path: Path) 
     best = np.mean([0.75, 0.5, 4 / (96 * 80)])  # the last image has no box: the whole of it is compared
     found = check(out, coco(photos)).text
     assert f"66.7% at IoU 0.5, 33.3% at IoU 0.7; mean best IoU {best:.3f}, of 3 labels in 2 images" in found
-
-
-def test_overlaps_are_shares_of_the_union() -> None:
-    """Breaks when touching or empty boxes overlap."""
-    a = np.array([[0, 0, 4, 4], [0, 0, 0, 0]], dtype=float)
-    b = np.array([[2, 0, 6, 4], [4, 0, 8, 4], [0, 0, 4, 4], [0, 0, 0, 0]], dtype=float)
-    np.testing.assert_allclose(overlaps(a, b), [[8 / 24, 0, 1, 0], [0, 0, 0, 0]])
 
 
 def test_check_finds_what_is_missing_and_changed(photos: Path, tmp_path: Path) -> None:

@@ -156,9 +156,7 @@ def _jitter(pixels: Image, draws: PhotoDraws, photo: Photo, part: Part | None) -
     widths = (photo.brightness, photo.contrast, photo.saturation, photo.hue)
     jitter, order = draws.jitter.tolist(), draws.order.tolist()
     for place in range(4):
-        for i, operation in enumerate(
-            (colour.brightness_, colour.contrast_, colour.saturation_, colour.hue_)
-        ):
+        for i, operation in enumerate(_JITTER):
             rows = [n for n, places in enumerate(order) if jitter[n] and places[place] == i]
             if rows and widths[i] > 0:
                 factor = _sent(draws.factors[rows, i].reshape(-1, 1, 1, 1), pixels)

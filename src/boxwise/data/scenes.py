@@ -1,6 +1,6 @@
 """Procedural scenes with boxes, masks and classes: the built-in data set, drawn from numbers alone.
 
-A scene holds two to six things of eight classes (`CLASSES`) that hide one another, among clutter, on a
+A scene holds two to four things of eight classes (`CLASSES`) that hide one another, among clutter, on a
 textured ground, under uneven light and with noise. Outline, parts and markings tell the classes apart;
 colours and textures are drawn without regard to the class. A thing that would be mostly hidden is never
 painted, so every thing in the picture has its box.

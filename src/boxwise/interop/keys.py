@@ -149,7 +149,7 @@ def detector_names(state: State) -> dict[str, Tensor]:
 
 
 def starts_at_c3(state: State) -> bool:
-    """Whether the weights are of a detector whose pyramid has no level above c2."""
+    """Whether the weights are of a detector whose pyramid has no p2."""
     return any(_unwrapped(name).startswith(ABOVE) for name in state)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from boxwise.data.coco_files import coco_split, is_coco_root
@@ -13,6 +14,7 @@ from boxwise.data.decode import BadImage
 from boxwise.data.proposals import Table
 from boxwise.data.propose import CocoBoxes, coco_boxes
 from boxwise.data.sources import Files, open_images
+from boxwise.geometry.boxes import iou
 
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SHOWN = 5
@@ -83,21 +85,11 @@ def recall(table: Table, images: Files, rows: NDArray[np.int64], labels: CocoBox
         boxes = np.asarray(table.boxes[table.first[row] : table.first[row + 1]], dtype=np.float64)
         if not len(boxes):
             boxes = np.array([[0, 0, *table.pixels[row]]], dtype=np.float64)
-        best.append(overlaps(truth, boxes).max(axis=1))
+        best.append(iou(torch.from_numpy(truth), torch.from_numpy(boxes)).amax(dim=1).numpy())
         seen += 1
     every = np.concatenate(best) if best else np.zeros(0)
     found = tuple(float((every >= least).mean()) if len(every) else 0.0 for least in OVERLAPS)
     return Recall(len(every), seen, found, float(every.mean()) if len(every) else 0.0)
-
-
-def overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(len(a), len(b)) intersections over union; 0 with a box of no area."""
-    least = np.maximum(a[:, None, :2], b[None, :, :2])
-    most = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    both = np.clip(most - least, 0, None).prod(axis=2)
-    areas = [np.clip(x[:, 2:] - x[:, :2], 0, None).prod(axis=1) for x in (a, b)]
-    union = areas[0][:, None] + areas[1][None] - both
-    return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
 
 
 def _labels(data: Path) -> CocoBoxes | None:

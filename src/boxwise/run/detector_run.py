@@ -216,5 +216,4 @@ def _keep(
         "precision": "fp32" if recipe.run.precision == "fp16" else recipe.run.precision,
         "channels_last": recipe.run.channels_last,
     }
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
-    write_state(folder / "export", state, card)
+    write_state(folder / "export", detector.state_dict(), card)

@@ -16,7 +16,7 @@ def load_encoder(path: str | Path) -> Encoder:
     """The encoder of a pretraining run, in evaluation mode: images (B, 3, H, W) to maps c2..c5, and p2..p5 with FPN.
 
     `path` is a run or its export folder. Normalise images by `mean` and `std` of its config.json. Raises
-    ValueError for weights that do not say what they are of, NotArrived when they do not fill the encoder.
+    ValueError for weights that do not say what they are of, WeightsError when they do not fill the encoder.
     """
     weights = load_weights(path)
     settings: dict[str, Any] | None = weights.config.get("encoder")

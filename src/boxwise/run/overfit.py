@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,8 @@ from torchvision.ops import box_iou
 
 from boxwise.config import AdamW
 from boxwise.data.targets import Labelled, Labels, open_labelled
+from boxwise.engine.atomic import read_json
+from boxwise.engine.metrics import read_rows
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.run.fit import rate
 from boxwise.strict import keys, plain
@@ -93,7 +94,7 @@ def quick(recipe: TransferRecipe, *, given: Collection[str]) -> tuple[TransferRe
 
 def verdict(run: Path, recipe: TransferRecipe, images: Labelled) -> str:
     """What the finished self-test in `run` says in one sentence. Raises CannotLearn, with suspects, below the bar."""
-    results: dict[str, Any] = json.loads((run / "results.json").read_text())
+    results: dict[str, Any] = read_json(run / "results.json")
     reached = {name: results[name] for name in WATCHED if results.get(name, -1) >= 0}
     told = ", ".join(f"{name} {value:.1f}" for name, value in reached.items()) or "nothing to measure"
     sentence = f"overfit: {told} on the {len(images)} images that it was trained on (bar: {BAR:g})"
@@ -107,8 +108,8 @@ def suspects(
     run: Path, recipe: TransferRecipe, images: Labelled, results: Mapping[str, Any]
 ) -> Iterator[str]:
     """What to look at, the likeliest first."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["train/loss"] for row in rows if row.get("train/loss") is not None]
+    rows = read_rows(run / "metrics.jsonl")
+    losses = [loss for row in rows if (loss := row.get("train/loss")) is not None]
     steps = recipe.steps(len(images))
     if losses and losses[-1] > FALLEN * losses[0]:
         yield (

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
@@ -14,6 +13,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from boxwise.data.coco import Category
 from boxwise.data.densepose import PARTS
+from boxwise.data.outlines import rle
 from boxwise.transfer.annotations import CENTRE
 from boxwise.transfer.detectors.base import Targets
 from boxwise.transfer.metrics.densepose import packed
@@ -78,16 +78,11 @@ def _masks(found: dict[str, Tensor], boxes: Tensor, size: tuple[int, int]) -> di
     """Probabilities of small squares, stretched over their boxes in the source image and cut at a half."""
     if "masks" not in found:
         return {}
-    from faster_coco_eval.core import mask as coder  # slow to import
-
-    rles = []
-    for square, box in zip(
+    squares = zip(
         found["masks"].float(), boxes.float(), strict=True
-    ):  # one at a time: they are large
-        whole = paste_masks_in_image(square[None], box[None], size)[0, 0] > INSIDE
-        rle = coder.encode(np.asfortranarray(whole.numpy().astype(np.uint8)))
-        rles.append({"size": [*size], "counts": rle["counts"].decode("ascii")})
-    return {"segmentation": rles}
+    )  # one at a time: stretched, they are large
+    wholes = (paste_masks_in_image(square[None], box[None], size)[0, 0] > INSIDE for square, box in squares)
+    return {"segmentation": [rle(whole.numpy()) for whole in wholes]}
 
 
 def _keypoints(found: dict[str, Tensor], scale: Tensor) -> dict[str, Sequence[Any]]:
