@@ -326,6 +326,31 @@ def test_what_the_system_refuses_is_one_sentence(
     assert capsys.readouterr().err.startswith(f"boxwise doctor: {said}")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["pretrain", "scrl", "--data", "x", "--out", "y", "--weights", "z"],
+            "weights: finetune's; pretrain starts",
+        ),
+        (
+            ["finetune", "faster_rcnn_fpn", "--data", "x", "--out", "y", "--init", "z"],
+            "init: pretrain's and compare's",
+        ),
+        (
+            ["pretrain", "scrl", "--data", "x", "--out", "y", "--method.max_iou", "None"],
+            "; null stands for none",
+        ),
+    ],
+)
+def test_what_others_are_called_is_told(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks when a flag of another command, or Python's word for nothing, is answered without the right one."""
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_names_that_are_no_text_are_printed(tmp_path: Path) -> None:
     """Breaks when a look at a folder ends in a traceback since one name in it is Latin-1."""
     (tmp_path / "photos").mkdir()

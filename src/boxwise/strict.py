@@ -149,7 +149,8 @@ def _problem(kind: Any, error: Any, at: str) -> str:
     if error["type"] == "value_error":  # what a settings class of ours says of its fields together
         return f"{key}: {error['msg'].removeprefix('Value error, ')}"
     given = "" if error["type"].startswith(("missing", "union_tag")) else f", got {error['input']!r}"
-    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}{given}"
+    mend = "; null stands for none" if error.get("input") in ("none", "None") else ""
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}{given}{mend}"
 
 
 def _placed(known: str, typed: str) -> str:

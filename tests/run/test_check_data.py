@@ -253,7 +253,7 @@ def test_images_without_labels_are_looked_at_as_a_pretraining_reads_them(
     assert main(["data", "check", str(tmp_path), "--all"]) == 0
     told = part(Checked(capsys.readouterr().out, ()), "images")
     assert told["images"] == "31 in 2 folders" and told["formats"] == "30 .png, 1 .jpg"
-    assert told["sizes"] == "200 x 150 to 229 x 150; half of the shorter sides are below 150"
+    assert told["sizes"] == "200 x 150 to 229 x 150; median of the shorter sides: 150"
     assert told["bad files"] == "1 (pixels of 31 read)"
     found = check(tmp_path, every=True)
     assert "trains on 31 images" in found.text and "1 of 31 images cannot be read" in found.text

@@ -45,6 +45,13 @@ GO_ON = {
     "demo": "start again with --overwrite",
 }
 """What to do after a training that a signal ended."""
+ELSEWHERE = {
+    ("pretrain", "weights"): "finetune's; pretrain starts from weights with --init",
+    ("show", "weights"): "finetune's; show draws what goes into a network, whatever its weights",
+    ("finetune", "init"): "pretrain's and compare's; finetune starts from weights with --weights",
+    ("compare", "weights"): "finetune's; compare starts from each of --init",
+}
+"""Flags of other verbs, by the verb that was given them."""
 INNER: dict[str, type[Verb]] = {"proposals check": data.CheckProposals, "data check": data.CheckData}
 """Commands of two words. A folder that is named like the second is reached as ./check."""
 WITH_RECIPE = ("show", "pretrain", "finetune", "compare")
@@ -191,6 +198,8 @@ def _refuse_unknown(verb: str, known: Sequence[str], settings: Mapping[str, Any]
 def _or_flag(verb: str, problem: str) -> str:
     """What is no setting may be a flag of the verb, misspelt: the nearer of the two is told."""
     key, none, setting = problem.partition(": no such setting")
+    if none and (verb, key) in ELSEWHERE:
+        return f"{key}: {ELSEWHERE[verb, key]}"
     flags = ["help", *(f.name for f in dataclasses.fields((VERBS | INNER)[verb]) if f.name != "recipe")]
     near = setting.removeprefix(", did you mean ").removesuffix("?")
     close = difflib.get_close_matches(key, [*flags, near], n=1)

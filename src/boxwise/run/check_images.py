@@ -80,7 +80,7 @@ def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
     shorter = np.minimum(*np.array(sizes).T)
     least, most = (pick(sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
     ends = f"{least[0]} x {least[1]} to {most[0]} x {most[1]}"
-    return f"{ends}; half of the shorter sides are below {np.median(shorter):.0f}"
+    return f"{ends}; median of the shorter sides: {np.median(shorter):.0f}"
 
 
 def _judge(data: Path, found: Findings, sizes: Sequence[tuple[int, int]], bad: list[str], tried: int) -> None:
