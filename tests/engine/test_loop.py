@@ -315,7 +315,7 @@ def test_fp16_that_always_overflows_ends(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_compile_reaches_the_named_submodules_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[nn.Module] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, dynamic: compiled.append(self))
     module = fresh()
     for wanted in (False, True):
         with open_folder(tmp_path / str(wanted)) as folder:
