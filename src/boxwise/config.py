@@ -13,6 +13,8 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
+FREE = ("data.workers", "run.log_every", "run.save_every", "run.keep")
+"""Settings that a resumed run may change: they move no weight."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -355,9 +355,8 @@ def test_nothing_is_copied_from_the_host_within_a_step(name: str) -> None:
         method.after_step(0, 10, ok=torch.ones((), device="cuda"))
         assert loss.device.type == "cuda" and waits.seen == []
         figures = Pretraining(method).figures()
-        torch.cat(
-            [loss.detach().reshape(1), *(x.reshape(1) for x in figures.values())]
-        )  # as the loop reads them
+        # As the loop reads them.
+        torch.cat([loss.detach().reshape(1), *(x.reshape(1) for x in figures.values())])
         assert waits.seen == []
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from test_page import Reader
@@ -13,6 +14,7 @@ from test_page import Reader
 from boxwise.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from boxwise.report.comparison import write_comparison
 from boxwise.report.spread_chart import Arm, Point, spread_chart
+from scripts import script
 
 IOUS = [f"{n / 100:.2f}" for n in range(50, 100, 5)]
 APS = {
@@ -157,6 +159,17 @@ def test_points_lie_where_their_values_are() -> None:
     start = tuple(map(float, line[1:].split("L")[0].split()))
     assert start == pytest.approx((left, foot - (foot - high) / 4), abs=0.06)
     assert all(f">{words}</text>" in drawn for words in ("1 %", "10 %", "100 %", "images"))
+
+
+def test_the_chart_stands_alone_as_a_picture(tmp_path: Path) -> None:
+    """Breaks when the published chart is no file of its own, or is not the page's."""
+    folder = made(tmp_path / "compare")
+    page = write_comparison(folder).read_text()
+    drawn = script("compare_chart").picture(folder)
+    root = ElementTree.fromstring(drawn)
+    assert root.tag.endswith("svg") and [text.text for text in root.iter()][-3::2] == ["random", "scrl"]
+    inside = re.search(r"<svg [^>]*>(.*?)</svg>", page, re.DOTALL)
+    assert inside is not None and inside[1] in drawn and "scrl: 15.50" in inside[1]
 
 
 def test_one_share_and_no_figures_are_drawn_without_fault(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,12 @@ def test_the_gain_is_of_the_twin_that_shares_all_else(tmp_path: Path) -> None:
 def test_what_a_detector_started_from(stated: str | None, wanted: str | None, tmp_path: Path) -> None:
     """Breaks if a random run passes for a pretrained one, and no other is held against it."""
     assert read_runs([make_run(tmp_path / "r", weights=stated)])[0].weights == wanted
+
+
+def test_a_page_needs_no_torch() -> None:
+    """Breaks when joining two small folders to a page loads what trains networks first."""
+    told = "import sys, boxwise.report.page; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 0
 
 
 def test_settings_that_move_no_figure_do_not_part_twins(tmp_path: Path) -> None:

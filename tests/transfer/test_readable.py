@@ -31,6 +31,7 @@ from surfaces import write_people
         ("keypoints", [1, 2, 2, None, 4, 2], "None is no number"),
         ("keypoints", 7, "no list"),
         ("segmentation", [[4, 5, 14, 5, 14, float("nan")]], "nan is no number"),
+        ("segmentation", [[4, 5, 14, 5, 14, 25], [4, 5, 14, "5", 14, 25]], "'5' is no number"),
     ],
 )
 def test_outlines_and_keypoints(field: str, value: Any, said: str, tmp_path: Path) -> None:

@@ -81,9 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(verb: str, argv: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # names of files may be no text, and a terminal may know ASCII alone
+    # Names of files may be no text, and a terminal may know ASCII alone.
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with plain_warnings():

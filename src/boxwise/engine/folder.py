@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from boxwise.config import FREE
 from boxwise.engine.atomic import read_json, write_json, write_text
 from boxwise.engine.device import hardware, leads, versions
 from boxwise.engine.guard import Diverged
@@ -22,8 +23,6 @@ from boxwise.engine.signals import ending_on_term
 
 Status = Literal["running", "finished", "interrupted", "failed", "diverged"]
 
-FREE = ("data.workers", "run.log_every", "run.save_every", "run.keep")
-"""Settings that a resumed run may change: they move no weight."""
 PLACES = ("data set.weights", "data set.init")
 """Where initial weights lie; their digest tells which they are."""
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from boxwise.engine import folder
+from boxwise import config
 from boxwise.report.read import MAIN, RunRecord, flat
 
-FREE = {*folder.FREE, "source", "weights.parts"}
+FREE = {*config.FREE, "source", "weights.parts"}
 """Settings that no measured figure depends on, and what is taken of the weights that are compared."""
 
 
@@ -94,11 +94,11 @@ def differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[Any]]]:
 
 def _key(run: RunRecord, *, seeded: bool) -> str:
     """All that two runs must share. Another seed draws other labels, so the data has another fingerprint."""
-    config = {k: v for k, v in flat(run.config) if k not in FREE and (seeded or k != "run.seed")}
+    settings = {k: v for k, v in flat(run.config) if k not in FREE and (seeded or k != "run.seed")}
     data = {
         k: v for k, v in run.data.items() if not k.startswith("weights") and (seeded or k.endswith("images"))
     }
-    return _canonical([run.kind, config, data, run.seed if seeded else None, run.results.get("images")])
+    return _canonical([run.kind, settings, data, run.seed if seeded else None, run.results.get("images")])
 
 
 def _canonical(value: Any) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from boxwise.config import FREE
 from boxwise.data.targets import Labelled
 from boxwise.engine.device import device_of, dtype_of
-from boxwise.engine.folder import FREE
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.run.compare_arms import Arm
 from boxwise.run.compare_plan import Share

@@ -16,7 +16,6 @@ from torch import distributed as dist
 from boxwise.data.loader import Each, Policy, Sampler, load_all
 from boxwise.data.targets import Labelled
 from boxwise.data.training_set import Repeated, repeat_factors, training_set
-from boxwise.data.workers import default_workers
 from boxwise.engine.atomic import write_text
 from boxwise.engine.device import device_of, leads
 from boxwise.engine.folder import RunFolder
@@ -174,7 +173,6 @@ def measure(
     `seconds` of training, to which the time of the measurement is added.
     """
     began, device = time.perf_counter(), device_of(recipe.run.device)
-    workers = recipe.data.workers
     found = measured(
         detector,
         test,
@@ -183,7 +181,7 @@ def measure(
         batch_size=recipe.run.batch_size,
         device=device,
         precision=precision_of(recipe.run.precision, device),
-        workers=default_workers(device.type == "cuda") if workers is None else workers,
+        workers=recipe.data.workers,
     )
     seconds += time.perf_counter() - began
     results = {**found.figures, "images": len(test), "seconds": round(seconds, 1)}

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 
 from boxwise.data.targets import Category, open_labelled
-from boxwise.data.workers import default_workers
 from boxwise.engine.device import device_of
 from boxwise.interop.files import find_model, read_card, read_state
 from boxwise.recipes.built_in import BuiltInDetector
@@ -71,7 +70,7 @@ def evaluate(
         batch_size=batch_size,
         device=where,
         precision=precision_of(saved.precision, where),
-        workers=default_workers(where.type == "cuda") if workers is None else workers,
+        workers=workers,
     )
     return {**found.figures, "images": len(test)}
 

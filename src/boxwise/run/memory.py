@@ -116,9 +116,8 @@ def free_memory(device: torch.device, *, ranks: int = 1, nodes: int = 1) -> int:
         if alone:
             return int(torch.cuda.mem_get_info(device)[0])
         own = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
-        return int(
-            torch.cuda.get_device_properties(own).total_memory
-        )  # asked so, no other rank's GPU is opened
+        # Asked so, no GPU of another rank is opened.
+        return int(torch.cuda.get_device_properties(own).total_memory)
     meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
     if not meminfo.exists():  # macOS
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (2 * ranks)

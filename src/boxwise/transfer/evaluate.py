@@ -17,7 +17,7 @@ from boxwise.config import settings
 from boxwise.data.loader import Each
 from boxwise.data.one_pass import OnePass
 from boxwise.data.targets import Labelled
-from boxwise.data.workers import Ahead
+from boxwise.data.workers import Ahead, default_workers
 from boxwise.engine.device import dtype_of
 from boxwise.transfer.detectors.base import Detector, DetectorConfig, Targets
 from boxwise.transfer.metrics import Confusion, Metric, check_truth, figures, semantic_figures
@@ -78,10 +78,13 @@ def measured(
     batch_size: int = 8,
     device: torch.device | str = "cpu",
     precision: Literal["fp32", "bf16"] = "fp32",
-    workers: int = 0,
+    workers: int | None = 0,
 ) -> Measured:
     """What `predict` finds on `labelled`, by the rules of `measure`: mean IoU of pixels for a detector that tells
-    those apart, else the figures of what it finds. Raises what `measurable` raises before anything is looked for."""
+    those apart, else the figures of what it finds. `workers` processes decode ahead; none: as many as help.
+
+    Raises what `measurable` raises before anything is looked for.
+    """
     if "semantic" in config.kinds():
         _check_outlines(labelled)
         batches = _batches(labelled, config, batch_size, device, workers)
@@ -129,7 +132,7 @@ def predict(
     batch_size: int = 8,
     device: torch.device | str = "cpu",
     precision: Literal["fp32", "bf16"] = "fp32",
-    workers: int = 0,
+    workers: int | None = 0,
 ) -> list[Result]:
     """Detections on every image of `labelled`, image after image, the surest first.
 
@@ -215,15 +218,19 @@ def _check_outlines(labelled: Labelled) -> None:
 
 
 def _batches(
-    labelled: Labelled, config: DetectorConfig, batch_size: int, device: torch.device | str, workers: int
+    labelled: Labelled,
+    config: DetectorConfig,
+    batch_size: int,
+    device: torch.device | str,
+    workers: int | None,
 ) -> Iterable[DetectionBatch]:
     """Every image once, in its order."""
-    samples: TestSamples = TestSamples(labelled, config)
+    samples, on_gpu = TestSamples(labelled, config), torch.device(device).type == "cuda"
     return Ahead(
         Each(samples.sample, collate),
         OnePass(len(samples), batch_size),
-        workers=workers,
-        pin=torch.device(device).type == "cuda",
+        workers=default_workers(on_gpu) if workers is None else workers,
+        pin=on_gpu,
     )
 
 

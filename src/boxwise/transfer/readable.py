@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,7 @@ def _outline(value: Any, known: Known) -> str:
     if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
         return "neither polygons nor run lengths"
     odd = next((f"{len(polygon)} numbers in a polygon" for polygon in value if len(polygon) % 2), "")
-    return odd or next((_no_number(polygon) for polygon in value), "")
+    return odd or _no_number(itertools.chain(*value))
 
 
 def _keypoints(value: Any, known: Known) -> str:
@@ -95,7 +96,7 @@ def _surface(value: dict[str, Any], known: Known) -> str:
     return ""
 
 
-def _no_number(values: list[Any]) -> str:
+def _no_number(values: Iterable[Any]) -> str:
     return next((f"{v!r} is no number" for v in values if type(v) not in (int, float) or v != v), "")
 
 

@@ -78,9 +78,8 @@ def _masks(found: dict[str, Tensor], boxes: Tensor, size: tuple[int, int]) -> di
     """Probabilities of small squares, stretched over their boxes in the source image and cut at a half."""
     if "masks" not in found:
         return {}
-    squares = zip(
-        found["masks"].float(), boxes.float(), strict=True
-    )  # one at a time: stretched, they are large
+    squares = zip(found["masks"].float(), boxes.float(), strict=True)
+    # One at a time: stretched, they are large.
     wholes = (paste_masks_in_image(square[None], box[None], size)[0, 0] > INSIDE for square, box in squares)
     return {"segmentation": [rle(whole.numpy()) for whole in wholes]}
 

@@ -27,7 +27,6 @@ from scipy.ndimage import zoom
 
 from boxwise.data import outlines
 from boxwise.data.densepose import BODY_SIDE, DENSE_SIDE, PARTS
-from boxwise.data.outlines import rasterise
 from boxwise.transfer.metrics.coco import Result
 from boxwise.transfer.metrics.geodesics import Geodesics
 from boxwise.transfer.metrics.similarity import NAMES, Scene, similarity_figures
@@ -148,7 +147,7 @@ def unpacked(result: Result) -> Surface:
 def _body(annotation: Mapping[str, Any], size: tuple[int, int]) -> Bool[NDArray[np.bool_], "h w"]:
     """The object's mask: of its annotated parts, squares that are stretched over the box."""
     if "dp_masks" not in annotation:
-        return rasterise(annotation["segmentation"], source=size, size=size).numpy().astype(bool)
+        return outlines.rasterise(annotation["segmentation"], source=size, size=size).numpy().astype(bool)
     whole = np.zeros((BODY_SIDE, BODY_SIDE))
     for part in annotation["dp_masks"]:
         if part:
