@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
+from boxwise.data.splits import labelled_splits
 from boxwise.recipes import demo
 from boxwise.run.detector_run import run_transfer
-from boxwise.run.finetune import labelled_splits
 from result import RESULTS, machine, save
 
 Cells = dict[tuple[float, int], float]

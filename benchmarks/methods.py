@@ -34,6 +34,7 @@ from typing import Any
 import torch
 
 from boxwise.data.sources import open_images
+from boxwise.data.splits import labelled_splits
 from boxwise.engine.metrics import read_rows
 from boxwise.interop.files import load_weights
 from boxwise.recipes import demo
@@ -41,7 +42,6 @@ from boxwise.recipes.pretrain import METHODS
 from boxwise.recipes.recipe import Recipe
 from boxwise.run.demo import FINETUNE_STEPS, LABELLED, TEST, UNLABELLED
 from boxwise.run.detector_run import run_transfer
-from boxwise.run.finetune import labelled_splits
 from boxwise.run.pretrain import run_recipe
 from boxwise.run.scenes import scenes
 from boxwise.strict import keys

@@ -23,6 +23,7 @@ import boxwise
 from boxwise.cli import _split, main
 from boxwise.data.scenes import write_scenes
 from boxwise.interop.files import save_weights, write_state
+from boxwise.recipes import probes
 from boxwise.recipes.configuration import SHORT
 from boxwise.recipes.pretrain import scrl_fpn
 from boxwise.recipes.transfer import FAMILIES, PROTOCOLS
@@ -54,6 +55,9 @@ DETECTOR: dict[str, Any] = {
     "detector.rpn_post_nms_test": 20,
     "detector.box_batch_size_per_image": 16,
 }
+MACHINES = ("svm", "voc07_svm")
+"""Probes that are solved, and not trained step by step."""
+ASKED = {f.__name__ for f in probes.PROTOCOLS}
 TRANSFERS = {**FAMILIES, **{f.__name__: f for f in PROTOCOLS}}
 
 
@@ -86,7 +90,7 @@ def tiny(argv: list[str]) -> list[str]:
     verb = argv[0]
     if verb == "demo":
         return [*argv, "--scale", "0.001"]
-    if verb not in ("show", "pretrain", "finetune", "compare"):
+    if verb not in ("show", "pretrain", "finetune", "probe", "compare"):
         return argv
     _, given = _split(verb, argv[1:])
     recipe = (
@@ -97,6 +101,8 @@ def tiny(argv: list[str]) -> list[str]:
         else FAMILY
     )
     settings = RUN | small(recipe, length="epochs" if "epochs" in given else "steps")
+    if recipe in MACHINES:
+        del settings["run.threads"]
     for key in ("method.queue", "method.boxes"):
         if key in given:
             settings.pop(key, None)
@@ -106,6 +112,10 @@ def tiny(argv: list[str]) -> list[str]:
 def small(recipe: str, *, length: str) -> dict[str, Any]:
     """The settings of `recipe` that cost time."""
     size: dict[str, Any] = {"epochs": 0.5} if length == "epochs" else {"steps": 2}
+    if recipe in MACHINES:
+        return {"probe.costs": [1.0]}
+    if recipe in probes.FAMILIES or recipe in ASKED:
+        return size
     if recipe in TRANSFERS:
         has = {f"detector.{field.name}" for field in fields(TRANSFERS[recipe]().detector)}
         return size | {key: value for key, value in DETECTOR.items() if key in has}
@@ -132,6 +142,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "val"):
         shutil.copy(place / f"coco/annotations/instances_{split}2017.json", place / f"{split}.json")
         shutil.copytree(place / f"coco/{split}2017", place / "images", dirs_exist_ok=True)
+    for name, images in (("classes/train/a", 3), ("classes/train/b", 3), ("classes/val/b", 2)):
+        (place / name).mkdir(parents=True)
+        for i in range(images):
+            shutil.copy(
+                place / "photos" / f"{2 * i}.png", place / name / f"{name[-5:].replace('/', '')}{i}.png"
+            )
     voc_devkit(place / "voc")
     yolo_set(place / "yolo")
     torch.save(timm.create_model("test_resnet").state_dict(), place / "resnet50.pth")
@@ -163,7 +179,12 @@ def desk(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (tmp_path / thing.name).symlink_to(thing)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(world / "torch"))
-    for name, recipe in (("pretrain", "scrl"), ("finetune", FAMILY), ("compare", FAMILY)):
+    for name, recipe in (
+        ("pretrain", "scrl"),
+        ("finetune", FAMILY),
+        ("compare", FAMILY),
+        ("probe", "roi_linear"),
+    ):
         slow, sizes = getattr(boxwise, name), small(recipe, length="steps")
         monkeypatch.setattr(boxwise, name, partial(slow, settings=RUN | sizes), raising=False)
     return tmp_path
@@ -245,7 +266,8 @@ def test_flags_named_in_prose_exist() -> None:
     from boxwise.recipes.pretrain import METHODS
 
     known = {key.replace("_", "-") for key in flags_of_verbs()}
-    recipes: list[Any] = [make() for make in (*METHODS.values(), *FAMILIES.values())]
+    families = (*METHODS.values(), *FAMILIES.values(), *probes.FAMILIES.values())
+    recipes: list[Any] = [make() for make in families]
     known |= {key.replace("_", "-") for recipe in recipes for key in [*recipe.keys()]}
     known |= {"shm-size", "help", "version", "run.", "no-pictures"}
     for page in PAGES:

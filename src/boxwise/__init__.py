@@ -13,16 +13,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from boxwise.recipes.recipe import Recipe, TransferRecipe
+    from boxwise.recipes.recipe import ProbeRecipe, Recipe, TransferRecipe
     from boxwise.run.compare import compare
     from boxwise.run.encoder import load_encoder
     from boxwise.run.evaluate import evaluate
     from boxwise.run.finetune import finetune
     from boxwise.run.predict import predict
     from boxwise.run.pretrain import pretrain
+    from boxwise.run.probe import probe
     from boxwise.run.show import show
 
 __all__ = [
+    "ProbeRecipe",
     "Recipe",
     "TransferRecipe",
     "compare",
@@ -31,10 +33,12 @@ __all__ = [
     "load_encoder",
     "predict",
     "pretrain",
+    "probe",
     "show",
 ]
 
 _HOMES = {
+    "ProbeRecipe": "boxwise.recipes.recipe",
     "Recipe": "boxwise.recipes.recipe",
     "TransferRecipe": "boxwise.recipes.recipe",
     "compare": "boxwise.run.compare",
@@ -43,6 +47,7 @@ _HOMES = {
     "load_encoder": "boxwise.run.encoder",
     "predict": "boxwise.run.predict",
     "pretrain": "boxwise.run.pretrain",
+    "probe": "boxwise.run.probe",
     "show": "boxwise.run.show",
 }
 

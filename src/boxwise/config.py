@@ -82,6 +82,7 @@ class LARS:
     eps: Amount = 1e-8
     norm: Literal["joint", "sum"] = "joint"
     """Divide by |g + wd p| (BYOL, SoCo) or by |g| + wd |p| (SCRL)."""
+    nesterov: bool = False
 
 
 @settings
@@ -174,11 +175,37 @@ class Data:
 
 
 @settings
-class TransferData(Data):
-    """How labelled images are read, and which of them are trained on."""
+class Pass:
+    """One pass over images, without training."""
+
+    batch_size: Count = 32
+    """Images that go through the network together."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the processor has it, else fp32."""
+
+
+@settings
+class LabelledData(Data):
+    """How labelled images are read, and how many of them are trained on."""
 
     labels: Some = None
     """A share (0.1) or a count (100) of the training images, drawn by `run.seed`; none: all. --labels sets it."""
+
+
+@settings
+class HeldOutData(LabelledData):
+    """How images are read that need not be parted into those to train on and those to measure on."""
+
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the images that is measured on and not trained on, drawn by `run.seed`, where none are named for it."""
+
+
+@settings
+class TransferData(LabelledData):
+    """How labelled images are read, and which of them are trained on."""
+
     drop_empty: bool = False
     """Leave out training images without boxes, or with none but crowds."""
     difficult: bool = True

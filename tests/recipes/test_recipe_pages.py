@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from boxwise.recipes import pretrain, transfer
+from boxwise.recipes import pretrain, probes, transfer
 from boxwise.recipes.paper_rows import Row, rows
 from boxwise.recipes.table_transfers import finish
 from boxwise.recipes.tables import derived
@@ -17,6 +17,7 @@ LISTED = {
     *(f.__name__ for f in (*pretrain.PUBLISHED, *pretrain.OURS)),
     *pretrain.METHODS,
     *transfer.FAMILIES,
+    *probes.FAMILIES,
 }
 
 DATA = {
@@ -63,6 +64,23 @@ def test_every_protocol_is_on_its_page() -> None:
         assert dict(part.split(" ", 1) for part in used.split("; ")) == {
             paper: ", ".join(named) for paper, named in tables.items()
         }, protocol.__name__
+
+
+def test_every_probe_is_on_its_page() -> None:
+    """Breaks when a probe is added or renamed, or the page says that it measured another table."""
+    lines = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.*?) \|$", page("probe.md"), re.MULTILINE)
+    assert [name for name, _, _ in lines] == [f.__name__ for f in probes.PROTOCOLS]
+    for probe, (name, question, used) in zip(probes.PROTOCOLS, lines):
+        assert probe().probe.name == question
+        tables: dict[str, list[str]] = {}
+        for row in rows():
+            named = SHORTENED.get(row.table, row.table)
+            if row.role == "own" and name in finish(row).probes and named not in tables.get(row.paper, []):
+                tables.setdefault(row.paper, []).append(named)
+        assert dict(part.split(" ", 1) for part in used.split("; ")) == {
+            paper: ", ".join(named) for paper, named in tables.items()
+        }, name
+    assert all(f"| `{name}` |" in page("probe.md") for name in probes.FAMILIES)
 
 
 def by(row: Row) -> str | None:

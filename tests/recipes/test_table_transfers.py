@@ -1,4 +1,4 @@
-"""Every result row of the papers leads to the detector that measured it, or to the reason why it cannot be run."""
+"""Every result row of the papers leads to what measured it, a detector or a probe, or to the reason why nothing can."""
 
 import re
 from functools import cache
@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from boxwise.recipes import transfer
+from boxwise.recipes import probes, transfer
 from boxwise.recipes.paper_rows import Row, rows
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.recipes.table_transfers import (
     DIVERGED,
     LAYOUTS,
-    PROBE,
+    ONLINE,
+    PROBES,
     PUBLISHED,
     TRANSFERS,
     UNSTATED,
@@ -54,25 +55,80 @@ def solver(recipe: TransferRecipe) -> tuple[float, int, list[int], int, float]:
     return recipe.optim.lr, total, falls, recipe.run.batch_size, recipe.optim.weight_decay
 
 
+FIGURES = {
+    "imagenet_linear": {"ImageNet_top1", "ImageNet_top5", "Cls_linear_top1"},
+    "imagenet_linear_scrl": {"ImageNet_top1", "ImageNet_top5", "Cls_linear_top1", "linear_offline_top1"},
+    "imagenet_patch_location": {"Loc_linear_acc"},
+    "coco_roi_linear": {"RoI_linear_acc"},
+    "voc07_svm": {"VOC07_SVM_mAP", *(f"SVM_res{stage}" for stage in (2, 3, 4, 5))},
+}
+"""What each probe gives, in the papers' words."""
+DETECTED = ("AP", "mIoU")
+"""How a detector's figures begin."""
+
+
 def test_every_row_has_a_protocol_or_a_reason() -> None:
     """Breaks when a row is left out in silence, or a probe is given a detector that cannot print its figure."""
     for row in rows():
         found = finish(row)
         if row.detector is None:
-            assert found == Finish(missing=PROBE), row
+            assert found.probes and found.protocol is None, row
+            assert found.missing == (ONLINE if "linear_online_top1" in row.metrics else None), row
         elif row.schedule is None:
             assert found == Finish(missing=UNSTATED) and row.table == "text 4.2 (VOC07)", row
         elif set(row.metrics.values()) == {"diverged"}:
             assert found == Finish(missing=DIVERGED) and not whole(row), row
         else:
             assert found.protocol in PUBLISHED, row
-            assert found.missing == (PROBE if (row.paper, row.table) in MIXED else None), row
+            assert bool(found.probes) == ((row.paper, row.table) in MIXED) and found.runs, row
 
 
 def test_every_protocol_measures_some_row() -> None:
     """Breaks when a protocol is published by nobody."""
     used = {finish(row).protocol for row in rows() if row.role == "own"}
     assert {*PUBLISHED} == used - {None} == {f.__name__ for f in transfer.PROTOCOLS}
+
+
+def test_every_figure_of_a_row_is_measured() -> None:
+    """Breaks when a row counts as whole of which a figure comes from nowhere, or a probe is published by nobody."""
+    used: set[str] = set()
+    for row in rows():
+        found = finish(row)
+        used |= {*found.probes}
+        if not found.runs:
+            continue
+        given = set[str]().union(*(FIGURES[name] for name in found.probes))
+        left = {metric for metric in row.metrics if metric not in given}
+        assert all(metric.startswith(DETECTED) for metric in left), (row, left)
+        assert not left or found.protocol is not None, row
+    assert used == {*PROBES} == {*FIGURES} == {f.__name__ for f in probes.PROTOCOLS}
+
+
+# paper, table, init; the probes with the row's changes
+ASKED = [
+    ("InsLoc", "3a", "InsLoc", {"imagenet_linear": {}, "imagenet_patch_location": {}}),
+    ("DetCo", "1", "DetCo", {"imagenet_linear": {}}),
+    ("DetCo", "2", "DetCo", {"voc07_svm": {}}),
+    ("DetCo", "8", "DetCo", {"imagenet_linear": {}, "voc07_svm": {}}),
+    ("DetCo", "8", "BYOL", {"imagenet_linear_scrl": {"optim.lr": 0.05}}),
+    ("ReSim", "text A.2", "ReSim-C4", {"imagenet_linear": {}}),
+    ("SCRL", "10", "SCRL", {"imagenet_linear_scrl": {}, "coco_roi_linear": {}}),
+    ("SCRL", "10", "BYOL", {"imagenet_linear_scrl": {"optim.lr": 0.05}, "coco_roi_linear": {}}),
+    ("SCRL", "10", "MoCo-v2", {"imagenet_linear": {}, "coco_roi_linear": {}}),
+]
+
+
+@pytest.mark.parametrize(("paper", "table", "init", "expected"), ASKED)
+def test_rows_are_probed_as_their_papers_say(
+    paper: str, table: str, init: str, expected: dict[str, dict[str, float]]
+) -> None:
+    """Breaks when a row is asked by another probe, or at another's rate."""
+    row = next(r for r in rows() if (r.paper, r.table, r.init) == (paper, table, init))
+    found = finish(row)
+    assert found.probes == expected
+    for recipe, (name, changes) in zip(found.probe_recipes, expected.items()):
+        assert recipe == PROBES[name]().changed(changes)
+        assert recipe.name == name
 
 
 def test_the_protocol_is_the_rows_own() -> None:
@@ -270,10 +326,13 @@ def test_every_data_set_has_its_layout_told() -> None:
         found = finish(row)
         if found.protocol is not None:
             first = found.protocol.partition("_")[0]
-            assert found.data == LAYOUTS[first]
+            assert found.data[0] == LAYOUTS[first]
             named = row.dataset.lower().replace("coco densepose", "densepose").replace("imagenet / ", "")
             assert named.startswith(first), row
-    assert finish(next(row for row in rows() if row.detector is None)).data is None
+    svm = next(row for row in rows() if (row.paper, row.table) == ("DetCo", "2"))
+    assert finish(svm).data == (LAYOUTS["voc07"],)
+    both = next(row for row in rows() if (row.paper, row.table) == ("SCRL", "10"))
+    assert finish(both).data == (LAYOUTS["imagenet"], LAYOUTS["coco"])
 
 
 def test_whole_rows_are_counted() -> None:
@@ -283,7 +342,7 @@ def test_whole_rows_are_counted() -> None:
     runs = [row for row in begun if finish(row).runs]
     assert [whole(row) for row in begun[:40]] == [row in runs for row in begun[:40]]
     assert f"\nin all  {len(runs)} / {len(rows())} (" in said
-    assert f"{PROBE} " in said and f"{UNSTATED} " in said and re.search(rf"{DIVERGED} +2 rows\n", said)
+    assert f"{ONLINE} " in said and f"{UNSTATED} " in said and re.search(rf"{DIVERGED} +2 rows\n", said)
     measured = [row for row in begun if finish(row).protocol is not None]
-    assert all(row in runs or (row.paper, row.table) in MIXED for row in measured), "whole but for probes"
+    assert all(row in runs for row in measured)
     assert {(row.paper, row.table) for row in rows()} >= {(p, t) for p in TRANSFERS for t in TRANSFERS[p]}

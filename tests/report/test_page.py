@@ -207,6 +207,24 @@ def test_classes_of_pixels_are_results_too(tmp_path: Path) -> None:
     assert "gain in AP or mIoU" in beside and "AP75" in beside and "+8.8" in beside and "10.00" in beside
 
 
+def test_probes_are_results_too(tmp_path: Path) -> None:
+    """Breaks if a probe is left out, called a detector, or held against a detector from random weights."""
+    boxes = make_run(tmp_path / "boxes", ap=10.0)
+    runs = [
+        make_run(tmp_path / name, kind="probe", weights=w) for name, w in (("random", None), ("good", "w"))
+    ]
+    for run, value in zip(runs, (11.5, 30.25)):
+        (run / "results.json").write_text(json.dumps({"top1": value, "top5": 60.0, "rows": 7, "images": 3}))
+    (pair,) = pairs(read_runs([boxes, *runs]))
+    assert pair.gain() == 18.75 and pair.random.path == runs[0]
+    alone = page_of(tmp_path, *runs)
+    assert "Top-1 accuracy of the probe 11.5 random weights" in alone.text and "30.25" in alone.text
+    assert "gain in top1" in alone.text and "AP" not in alone.text and "Detection" not in alone.text
+    machines = make_run(tmp_path / "svm", kind="probe")
+    (machines / "results.json").write_text(json.dumps({"mAP": 44.5, "mAP_c5": 44.5, "images": 3}))
+    assert "44.50" in page_of(tmp_path, machines).text
+
+
 def test_differences_list_exactly_what_differs(tmp_path: Path) -> None:
     """Breaks if nested keys are compared as a whole, or a key that only one run has is lost."""
     make_run(tmp_path / "a", config={"detector": {"norm": "bn", "sizes": [8, 16]}})

@@ -11,10 +11,11 @@ import pytest
 import torch
 from tiny import DETECTOR
 
+from boxwise.data.splits import labelled_splits
 from boxwise.recipes.transfer import faster_rcnn_fpn
 from boxwise.run.bad_images import BadImages
 from boxwise.run.detector_run import batches
-from boxwise.run.finetune import finetune, labelled_splits
+from boxwise.run.finetune import finetune
 from boxwise.strict import SettingsError
 from layouts import cityscapes_set, coco_set, edit, lvis_set
 

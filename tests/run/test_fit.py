@@ -12,7 +12,7 @@ from boxwise.nn.encoder import build_encoder
 from boxwise.recipes import pretrain, transfer
 from boxwise.recipes.insloc import insloc_r50_fpn_200ep
 from boxwise.run.find import pretrain_recipe, saved
-from boxwise.run.fit import as_started, fitted, fitted_transfer, given_keys, on_ranks, rate
+from boxwise.run.fit import as_started, fitted, fitted_length, given_keys, on_ranks, rate
 from boxwise.run.memory import blank_batch, fixed, free_memory, kept, largest_batch
 from boxwise.strict import SettingsError, dump_yaml
 
@@ -108,10 +108,10 @@ def test_what_the_user_set_stays() -> None:
 
 
 def test_fine_tuning_takes_as_long_as_the_data_asks() -> None:
-    few, _ = fitted_transfer(transfer.faster_rcnn_fpn(), images=20, given=())
-    many, _ = fitted_transfer(transfer.faster_rcnn_fpn(), images=118_000, given=())
+    few, _ = fitted_length(transfer.faster_rcnn_fpn(), images=20, given=())
+    many, _ = fitted_length(transfer.faster_rcnn_fpn(), images=118_000, given=())
     assert (few.schedule.steps, many.schedule.steps) == (600, 12_000)
-    told, why = fitted_transfer(transfer.faster_rcnn_fpn(), images=20, given={"schedule.epochs"})
+    told, why = fitted_length(transfer.faster_rcnn_fpn(), images=20, given={"schedule.epochs"})
     assert told.schedule.epochs == 24 and not any("steps of" in line for line in why)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from boxwise.config import SGD, Run, Schedule, TransferData
+from boxwise.data.splits import labelled_splits
 from boxwise.recipes.transfer import faster_rcnn_fpn
-from boxwise.run.finetune import fields, labelled_splits
+from boxwise.run.finetune import fields
 from boxwise.run.preflight import doubts, preflight, suspects
 from layouts import coco_set, densepose_set, edit, picture
 

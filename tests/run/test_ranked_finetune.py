@@ -1,4 +1,4 @@
-"""Whole fine-tunings on two CPU processes (gloo), as torchrun starts them."""
+"""Whole fine-tunings and probes on two CPU processes (gloo), as torchrun starts them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import DETECTOR, facts, rows
 
+from boxwise.engine.checkpoint import load
 from boxwise.run.scenes import scenes
 from processes import as_torchrun, finished, free_port
 
@@ -23,6 +24,13 @@ TOLD: dict[str, Any] = {
     "detector.detections_per_image": 5,
     "measure.precise_bn": 2,
 }
+ASKED: dict[str, Any] = {
+    **{key: value for key, value in DETECTOR.items() if not key.startswith("detector.")},
+    "probe.normalised": True,
+    "probe.statistics": "tracked",
+    "lr": 1.0,
+}
+"""Of a probe: norms of the frozen part and of its rows alike go by the batch."""
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     ["boxwise.run.finetune", "timm", "lightning_fabric", "torch.utils.tensorboard"]
@@ -36,9 +44,13 @@ def run(recipe: str, data: Path, out: Path, number: int, world: int, port: int) 
     if world > 1:
         as_torchrun(number, world, port)
     from boxwise.run.finetune import finetune
+    from boxwise.run.probe import probe
 
     with out.with_suffix(f".{number}.log").open("w") as log, contextlib.redirect_stderr(log):
-        finetune(recipe, data, out, settings=TOLD)
+        if recipe == "roi_linear":
+            probe(recipe, data, out, settings=ASKED)
+        else:
+            finetune(recipe, data, out, settings=TOLD)
 
 
 def train(recipe: str, data: Path, out: Path, *, world: int) -> Path:
@@ -73,6 +85,20 @@ def test_two_ranks_end_where_one_process_does(data: Path, tmp_path: Path) -> Non
         assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-6)
     figures = [json.loads((out / "results.json").read_text()) for out in (one, two)]
     assert figures[0]["AP"] == pytest.approx(figures[1]["AP"], abs=1e-3) and figures[1]["images"] == 2
+
+
+def test_a_probe_of_two_ranks_is_one_process(data: Path, tmp_path: Path) -> None:
+    """Ranks hold different numbers of boxes. Breaks when each takes its own mean, or its own rows' statistics."""
+    one, two = (train("roi_linear", data, tmp_path / name, world=n) for name, n in (("one", 1), ("two", 2)))
+    states = [load(out / "checkpoints" / "step-00000002.pt")["module"] for out in (one, two)]
+    assert states[0].keys() == states[1].keys()
+    for name, want in states[0].items():
+        torch.testing.assert_close(states[1][name], want, rtol=1e-7, atol=1e-9, msg=name)
+    for a, b in zip(rows(one), rows(two), strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-6)
+        assert a["train/top1"] == pytest.approx(b["train/top1"], rel=1e-6)
+    figures = [json.loads((out / "results.json").read_text()) for out in (one, two)]
+    assert figures[0]["top1"] == figures[1]["top1"] and figures[1]["images"] == 2
 
 
 def test_an_r_cnn_of_two_ranks_trains_and_is_measured(data: Path, tmp_path: Path) -> None:

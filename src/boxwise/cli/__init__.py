@@ -28,6 +28,7 @@ VERBS: dict[str, type[Verb]] = {
     "proposals": data.Proposals,
     "pretrain": recipes.Pretrain,
     "finetune": recipes.Finetune,
+    "probe": recipes.Probe,
     "evaluate": runs.Evaluate,
     "predict": runs.Predict,
     "compare": recipes.Compare,
@@ -41,6 +42,7 @@ GO_ON = {
     "proposals": "go on with the same command",
     "pretrain": "go on with --resume",
     "finetune": "go on with --resume",
+    "probe": "go on with --resume",
     "compare": "go on with the same command",
     "demo": "start again with --overwrite",
 }
@@ -48,15 +50,14 @@ GO_ON = {
 ELSEWHERE = {
     ("pretrain", "weights"): "finetune's; pretrain starts from weights with --init",
     ("show", "weights"): "finetune's; show draws what goes into a network, whatever its weights",
+    ("probe", "init"): "pretrain's and compare's; probe reads the weights of --weights",
     ("finetune", "init"): "pretrain's and compare's; finetune starts from weights with --weights",
     ("compare", "weights"): "finetune's; compare starts from each of --init",
 }
 """Flags of other verbs, by the verb that was given them."""
 INNER: dict[str, type[Verb]] = {"proposals check": data.CheckProposals, "data check": data.CheckData}
 """Commands of two words. A folder that is named like the second is reached as ./check."""
-WITH_RECIPE = ("show", "pretrain", "finetune", "compare")
-DETECTING = ("finetune", "compare")
-"""Those of them whose recipe is a detector's."""
+WITH_RECIPE = ("show", "pretrain", "finetune", "probe", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -179,7 +180,7 @@ def _recipe_help(verb: str, known: Sequence[str]) -> None:
     if named := _recipe(verb, known):
         from boxwise.run.catalogue import settings_help
 
-        print(settings_help(named, kind="transfer" if verb in DETECTING else "pretrain"))
+        print(settings_help(named, verb=verb))
 
 
 def _refuse_unknown(verb: str, known: Sequence[str], settings: Mapping[str, Any]) -> None:
@@ -189,9 +190,9 @@ def _refuse_unknown(verb: str, known: Sequence[str], settings: Mapping[str, Any]
     """
     named = _recipe(verb, known) or (recipes.Compare.detector if verb == "compare" else None)
     if named and not any(word.startswith("--config") for word in known):
-        from boxwise.run.find import pretrain_recipe, transfer_recipe
+        from boxwise.run.find import FINDERS
 
-        (transfer_recipe if verb in DETECTING else pretrain_recipe)(named, settings=settings)
+        FINDERS[verb](named, settings=settings)
 
 
 def _or_flag(verb: str, problem: str) -> str:

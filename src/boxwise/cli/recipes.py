@@ -1,4 +1,4 @@
-"""The verbs that take a recipe: show, pretrain, finetune, compare. Every setting of the recipe is a flag as well."""
+"""The verbs that take a recipe: show, pretrain, finetune, probe, compare. Each of its settings is a flag as well."""
 
 from __future__ import annotations
 
@@ -131,6 +131,37 @@ class Finetune(Training):
             labels=labels,
             overfit=self.overfit,
         )
+        if leads() and not self.dry_run:
+            print(as_table(json.loads((done / "results.json").read_text())))
+            print(done)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Probe(Training):
+    """Ask frozen features what they know, without a detector: classes of pictures or boxes, places of patches.
+
+    Every setting of a recipe is a flag too: `boxwise probe roi_linear --help` lists them.
+    """
+
+    recipe: Positional[Named]
+    """linear, roi_linear, patch_location, svm, a published protocol (imagenet_linear), or FILE.py:FUNCTION."""
+    data: str
+    """roi_linear, svm: labelled images, as finetune takes them. linear: folders named after classes, or train/ and
+    val/ of such. patch_location: any images."""
+    weights: Place = None
+    """A run of pretraining or fine-tuning, its export folder, or a weights file; none: random weights."""
+    val: Place = None
+    """What to measure on: a json beside a json, a folder of class folders, or images."""
+    labels: Annotated[str | None, arg(metavar="SHARE|COUNT")] = None
+    """Train on a share (0.1) or a count (100) of the labelled images, drawn by the seed and listed in the run."""
+
+    def call(self, settings: dict[str, Any]) -> None:
+        from boxwise.engine.device import leads
+        from boxwise.run.evaluate import as_table
+        from boxwise.run.probe import probe
+
+        labels = None if self.labels is None else _amount(self.labels)
+        done = probe(**self.shared(), settings=settings, weights=self.weights, val=self.val, labels=labels)
         if leads() and not self.dry_run:
             print(as_table(json.loads((done / "results.json").read_text())))
             print(done)

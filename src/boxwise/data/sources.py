@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int64
 
 from boxwise.data.coco_files import coco_split, image_folder, image_names, is_coco_root, read_json
 from boxwise.data.decode import FORMATS, BadImage, decode
@@ -72,6 +73,10 @@ class Files:
     def fingerprint(self) -> str:
         """Of the names and sizes of the files in their order; equal for a copy at another place."""
         return fingerprint(self.root, self.names)
+
+    def subset(self, indices: Sequence[int] | Int64[np.ndarray, " k"]) -> Files:
+        """The files at these places, in this order."""
+        return replace(self, names=Names.of(self.names[int(index)] for index in indices))
 
 
 def open_images(data: Path | str, *, images: Path | str | None = None, max_value: int | None = None) -> Files:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from boxwise.data.densepose import DENSE
 from boxwise.data.formats import cityscapes
 from boxwise.data.formats.layouts import find_source
 from boxwise.data.ground_truth import ground_truth, turn_of, upright
+from boxwise.data.names import count_of, draw
 from boxwise.data.orientation import upright_boxes, upright_mask, upright_size
 from boxwise.data.outlines import rasterise
 from boxwise.data.sources import fingerprint, refuse_unreadable
@@ -216,20 +216,10 @@ def choose(labelled: Labelled, labels: float | int | None, *, seed: int) -> Labe
     if labels is None:
         return labelled
     total = len(labelled)
-    most = total if isinstance(labels, int) else 1
-    if isinstance(labels, bool) or not 0 < labels <= most:
-        raise ValueError(
-            f"labels is {labels}; pass a share above 0 and up to 1.0, or a count from 1 to {total}"
-        )
-    count = labels if isinstance(labels, int) else max(1, round(labels * total))
-    drawn = sorted(range(total), key=lambda i: (_lot(labelled.name(i), seed), i))[:count]
-    chosen = labelled.subset(sorted(drawn))
+    count = count_of(labels, total)
+    chosen = labelled.subset(draw([labelled.name(i) for i in range(total)], count, seed=seed))
     if not np.diff(labelled.table.first)[chosen.index].any():
         raise ValueError(
             f"labels is {labels}; none of the {count} images drawn has a box: choose more of them"
         )
     return chosen
-
-
-def _lot(name: str, seed: int) -> bytes:
-    return hashlib.sha256(os.fsencode(f"{seed}:{name}")).digest()

@@ -23,7 +23,7 @@ def training_set(labelled: Labelled, data: TransferData) -> Labelled:
 
     For `difficult` and `min_keypoints` the set must have been opened with the extras that `needed` names.
     """
-    found = labelled if data.difficult else _kept(labelled, ~_true(labelled.table, DIFFICULT))
+    found = labelled if data.difficult else _kept(labelled, ~flagged(labelled.table, DIFFICULT))
     if data.drop_empty:
         crowds = found.table.crowd.astype(np.int64)
         found = found.subset(np.flatnonzero(_per_image(found, 1 - crowds) > 0))
@@ -89,7 +89,8 @@ class Repeated(Sampler):
         return epoch, at - (self._ends[epoch - 1] if epoch else 0)
 
 
-def _true(table: Annotated, name: str) -> Bool[np.ndarray, " m"]:
+def flagged(table: Annotated, name: str) -> Bool[np.ndarray, " m"]:
+    """Which annotations have the field `name`, and not as 0, false or nothing; it must be among the extras."""
     texts = table.extras[name]
     return np.array([bool(json.loads(text)) for text in texts], dtype=np.bool_)
 

@@ -90,7 +90,7 @@ class LayerwiseDescent(Descent):
     """
 
     def __init__(self, groups: Groups, *, config: LARS, lr: float) -> None:
-        super().__init__(groups, lr=lr, momentum=config.momentum, nesterov=False)
+        super().__init__(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov)
         self.config = config
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What the `name` of a section chooses among: our own optimisers, methods and detectors."""
+"""What the `name` of a section chooses among: our own optimisers, methods, detectors and probes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import Field
 from boxwise.config import Optimiser
 from boxwise.methods import detco, image_level, insloc, resim, resim_simsiam, scrl, soco
 from boxwise.transfer.detectors import c4, densepose, fcn16s, fcos, keypoint_rcnn, mask_rcnn, rcnn, retinanet
+from boxwise.transfer.probes import linear, patch_location, roi_linear, svm
 
 BuiltInOptimiser = Annotated[Optimiser, Field(discriminator="name")]
 BuiltInMethod = Annotated[
@@ -34,4 +35,7 @@ BuiltInDetector = Annotated[
     | fcn16s.FCN16s
     | densepose.DensePoseRCNN,
     Field(discriminator="name"),
+]
+BuiltInProbe = Annotated[
+    linear.Linear | roi_linear.RoILinear | patch_location.PatchLocation | svm.SVM, Field(discriminator="name")
 ]

@@ -6,10 +6,10 @@ import dataclasses
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from boxwise.config import Data, Optimiser, Run, Schedule
-from boxwise.recipes.built_in import BuiltInDetector, BuiltInMethod
+from boxwise.config import Data, Optimiser, Pass, Run, Schedule
+from boxwise.recipes.built_in import BuiltInDetector, BuiltInMethod, BuiltInProbe
 from boxwise.strict import Raw, SettingsError, keys, merge, nearest, plain, read
 
 C = TypeVar("C", bound="Configuration")
@@ -32,13 +32,11 @@ SHORT = {
 
 
 class Configuration(ABC):
-    """What pretraining and fine-tuning recipes share: settings in named sections, changed only as a whole."""
+    """What all recipes share: settings in named sections, changed only as a whole."""
 
     __slots__ = ()
     name: str
-    optim: Optimiser
-    schedule: Schedule
-    run: Run
+    run: Run | Pass
     data: Data
 
     @abstractmethod
@@ -57,22 +55,14 @@ class Configuration(ABC):
         """Dotted settings that follow from those of `layers`, unless they are set there as well."""
         return {}
 
-    @abstractmethod
-    def batches(self, images: int) -> float:
-        """Batches in one pass over `images` images."""
-
-    def steps_per_epoch(self, images: int) -> int:
-        """What the schedule takes an epoch for."""
-        return max(1, int(self.batches(images)))
-
-    def steps(self, images: int) -> int:
-        """Optimiser steps of a whole run on `images` images."""
-        return self.schedule.steps or max(1, round((self.schedule.epochs or 0) * self.batches(images)))
+    def lengths(self) -> Iterator[str]:
+        """What cannot be of a recipe's length and batch, one sentence each."""
+        yield from ()
 
     def keys(self) -> list[str]:
         """Every dotted key that can be set."""
-        long = (k for name, kind in self.kinds().items() for k in keys(kind, name))
-        return [*SHORT, *long, "image_size", "backbone"]
+        long = [k for name, kind in self.kinds().items() for k in keys(kind, name)]
+        return [*(k for k, meant in SHORT.items() if meant in long), *long, "image_size", "backbone"]
 
     def changed(self: C, *layers: Mapping[str, Any]) -> C:
         """This recipe with dotted or nested settings laid over it, the last layer on top.
@@ -102,7 +92,7 @@ class Configuration(ABC):
 
     def _kind(self, section: str, kind: Any, raw: Raw) -> Any:
         """One of another name than the recipe's own is one of ours; a user's own is read as its own class."""
-        ours = {"method": BuiltInMethod, "detector": BuiltInDetector}
+        ours = {"method": BuiltInMethod, "detector": BuiltInDetector, "probe": BuiltInProbe}
         if section in ours and raw[section].get("name") != plain(self)[section]["name"]:
             return ours[section]
         return kind
@@ -110,35 +100,59 @@ class Configuration(ABC):
     def nested(self, layer: Mapping[str, Any]) -> Raw:
         """Short flags and dotted keys as nested settings."""
         nest: Raw = {}
+        sections = self.kinds()
         for key, value in layer.items():
             key = key.replace("-", "_")
             wide = self.widened(key, value)
             if wide is None:
-                for part in reversed(SHORT.get(key, key).split(".")):
+                meant = SHORT.get(key, key)
+                for part in reversed((meant if meant.partition(".")[0] in sections else key).split(".")):
                     value = {part: value}
                 wide = value
             nest = merge(nest, wide)
         return nest
 
 
-def lengths_and_batch(recipe: Configuration) -> Iterator[str]:
-    """What cannot be together in any recipe, one sentence each."""
-    run, schedule = recipe.run, recipe.schedule
-    if (schedule.epochs is None) == (schedule.steps is None):
-        yield "schedule.epochs, schedule.steps: set exactly one of the two"
-    elif (schedule.epochs or schedule.steps or 0) <= 0:
-        yield "schedule: a run needs more than 0 epochs or steps"
-    parts = run.accumulate * run.devices * run.nodes
-    if parts < 1 or run.batch_size < 1 or run.batch_size % parts:
-        yield (
-            f"run.batch_size: {run.batch_size} is not a multiple of {parts} "
-            "(run.accumulate * run.devices * run.nodes)"
-        )
+class Trained(Configuration):
+    """What is trained step by step: by an optimiser, along a schedule."""
+
+    __slots__ = ()
+    lengths_fitted: ClassVar[tuple[int, int]] = (1, 2**31)
+    """Fewest and most steps of a run whose length follows the data."""
+    optim: Optimiser
+    schedule: Schedule
+    run: Run
+
+    @abstractmethod
+    def batches(self, images: int) -> float:
+        """Batches in one pass over `images` images."""
+
+    def steps_per_epoch(self, images: int) -> int:
+        """What the schedule takes an epoch for."""
+        return max(1, int(self.batches(images)))
+
+    def steps(self, images: int) -> int:
+        """Optimiser steps of a whole run on `images` images."""
+        return self.schedule.steps or max(1, round((self.schedule.epochs or 0) * self.batches(images)))
+
+    def lengths(self) -> Iterator[str]:
+        """What cannot be of a recipe's length and batch, one sentence each."""
+        run, schedule = self.run, self.schedule
+        if (schedule.epochs is None) == (schedule.steps is None):
+            yield "schedule.epochs, schedule.steps: set exactly one of the two"
+        elif (schedule.epochs or schedule.steps or 0) <= 0:
+            yield "schedule: a run needs more than 0 epochs or steps"
+        parts = run.accumulate * run.devices * run.nodes
+        if parts < 1 or run.batch_size < 1 or run.batch_size % parts:
+            yield (
+                f"run.batch_size: {run.batch_size} is not a multiple of {parts} "
+                "(run.accumulate * run.devices * run.nodes)"
+            )
 
 
 def _impossible(recipe: Configuration, unread: Collection[str]) -> Iterator[str]:
     """What cannot be together, but for sentences on sections that could not be read, whose old values stand there."""
-    for sentence in (*lengths_and_batch(recipe), *recipe.conflicts()):
+    for sentence in (*recipe.lengths(), *recipe.conflicts()):
         if not any(re.search(rf"\b{section}[.:]", sentence) for section in unread):
             yield sentence
 

@@ -1,13 +1,13 @@
-"""What decides a run, as one value: of pretraining, and of fine-tuning."""
+"""What decides a run, as one value: of pretraining, of fine-tuning, and of a probe."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from boxwise.config import Brought, Data, Optimiser, Run, Schedule, TransferData
+from boxwise.config import Brought, Data, LabelledData, Optimiser, Pass, Run, Schedule, TransferData
 from boxwise.data.cut import ViewSpec
 from boxwise.data.order import whole_batches
 from boxwise.data.paste import fewest
@@ -15,14 +15,16 @@ from boxwise.methods.base import MethodConfig
 from boxwise.nn.backbones import RESNETS, unknown
 from boxwise.nn.encoder import EncoderConfig
 from boxwise.recipes.built_in import BuiltInOptimiser
-from boxwise.recipes.configuration import Configuration
+from boxwise.recipes.configuration import Configuration, Trained
 from boxwise.strict import Raw
 from boxwise.transfer.detectors.base import DetectorConfig
 from boxwise.transfer.evaluate import Measure
+from boxwise.transfer.probes.base import ProbeConfig
+from boxwise.transfer.probes.svm import SVM
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe(Configuration):
+class Recipe(Trained):
     """Everything that decides a pretraining run, but for the images and the folder."""
 
     name: str
@@ -101,9 +103,10 @@ class Recipe(Configuration):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransferRecipe(Configuration):
+class TransferRecipe(Trained):
     """Everything that decides a fine-tuning run, but for the images, the weights and the folder."""
 
+    lengths_fitted: ClassVar[tuple[int, int]] = (600, 12_000)
     name: str
     detector: DetectorConfig
     optim: Optimiser
@@ -146,3 +149,64 @@ class TransferRecipe(Configuration):
             yield f"measure.geodesics: no file {file}"
         if self.measure.precise_bn < 0:
             yield f"measure.precise_bn: expected 0 or more, got {self.measure.precise_bn}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProbeRecipe(Configuration):
+    """Everything that decides what is asked of frozen features, but for the images, the weights and the folder."""
+
+    name: str
+    probe: ProbeConfig | SVM
+    run: Run | Pass
+    data: LabelledData
+
+    def kinds(self) -> dict[str, Any]:
+        return {"probe": type(self.probe), "run": type(self.run), "data": type(self.data)}
+
+    def widened(self, key: str, value: Any) -> Raw | None:
+        if key == "image_size":
+            return {"probe": {part: {"size": side} for part, side in self._sides(value).items()}}
+        return {"probe": {"backbone": value}} if key == "backbone" else None
+
+    def implied(self, *layers: Mapping[str, Any]) -> Raw:
+        """With `image_size`, the side that pictures are resized to before their middle is cut out."""
+        sizes = [layer[key] for layer in layers for key in ("image_size", "image-size") if key in layer]
+        still = self.probe.still
+        if not sizes or type(sizes[-1]) is not int or still.resize is None:
+            return {}
+        return {"probe.still.resize": round(still.resize * sizes[-1] / still.size)}
+
+    def conflicts(self) -> Iterator[str]:
+        yield from unknown(self.probe.backbone)
+        yield from self.probe.problems()
+
+    def _sides(self, value: Any) -> dict[str, Any]:
+        """`image_size` at each place that it stands for."""
+        return {"still": value} if isinstance(self.probe, SVM) else {"crop": value, "still": value}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearProbeRecipe(ProbeRecipe, Trained):
+    """Of a probe that one linear layer is trained for."""
+
+    lengths_fitted: ClassVar[tuple[int, int]] = (200, 5000)
+    probe: ProbeConfig
+    optim: Optimiser
+    schedule: Schedule
+    run: Run = Run()
+
+    def kinds(self) -> dict[str, Any]:
+        return {**ProbeRecipe.kinds(self), "optim": BuiltInOptimiser, "schedule": Schedule}
+
+    def batches(self, images: int) -> float:
+        """Passes follow one another without a gap, so that few images are enough for a batch."""
+        return images / self.run.batch_size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SVMRecipe(ProbeRecipe):
+    """Of support vector machines, which are solved and not trained step by step."""
+
+    probe: SVM = SVM()
+    run: Pass = Pass()
+    data: LabelledData = LabelledData()

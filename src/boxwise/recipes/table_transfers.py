@@ -1,4 +1,4 @@
-"""The fine-tuning protocol of each of the papers' result rows, and the words for rows that have none.
+"""The fine-tuning protocol and the probes of each of the papers' result rows, and the words for rows that have none.
 
 `tables.start` says what makes the weights of a row; here is what was then trained on them and measured.
 """
@@ -9,24 +9,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from boxwise.recipes import transfer
+from boxwise.recipes import probes, transfer
 from boxwise.recipes.paper_rows import Row, rows
-from boxwise.recipes.recipe import TransferRecipe
+from boxwise.recipes.recipe import ProbeRecipe, TransferRecipe
 from boxwise.recipes.tables import start
 
-PROBE = "probe: not built yet"
+ONLINE = "a classifier that is trained beside the pretraining: not built"
 DIVERGED = "diverged: the paper prints no figure"
 UNSTATED = "VOC 2007 alone: no source states for how long"
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """How a row's weights are measured: by a protocol with changes, not at all, or by no recipe for a reason."""
+    """How a row's weights are measured: by a protocol with changes, by probes, or by no recipe for a reason."""
 
     protocol: str | None = None
     """The name of a published protocol."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Dotted settings that the row lays over it."""
+    probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Names of published probes, each with the dotted settings that the row lays over it."""
     missing: str | None = None
     """What of the row cannot be measured; beside a protocol, the rest of its figures."""
 
@@ -42,9 +44,14 @@ class Finish:
         return published.changed(self.changes) if self.changes else published
 
     @property
-    def data(self) -> str | None:
-        """The data set and its layout under `--data`."""
-        return None if self.protocol is None else LAYOUTS[self.protocol.partition("_")[0]]
+    def probe_recipes(self) -> tuple[ProbeRecipe, ...]:
+        return tuple(PROBES[name]().changed(changes) for name, changes in self.probes.items())
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """The data sets and their layouts under `--data`: that of the protocol, then those of the probes."""
+        named = (*(() if self.protocol is None else (self.protocol,)), *self.probes)
+        return tuple(dict.fromkeys(LAYOUTS[name.partition("_")[0]] for name in named))
 
     @property
     def labels(self) -> float | int:
@@ -56,8 +63,10 @@ class Finish:
 
 def finish(row: Row) -> Finish:
     """What measures the weights that `row` starts from."""
+    found = {name: changes for metric in row.metrics for name, changes in _probe(metric, row).items()}
+    missing = ONLINE if any(metric.startswith("linear_online") for metric in row.metrics) else None
     if row.detector is None:
-        return Finish(missing=PROBE)
+        return Finish(probes=found, missing=missing)
     if all(value == "diverged" for value in row.metrics.values()):
         return Finish(missing=DIVERGED)
     if row.schedule is None:
@@ -67,13 +76,22 @@ def finish(row: Row) -> Finish:
         changes["detector.backbone"] = "resnet101"
     if row.init == "ReSim-FPN" and row.backbone.endswith("FPN"):
         changes["weights.parts"] = ["backbone"]
-    probed = any(name.startswith(PROBED) for name in row.metrics)
-    return Finish(_protocol(_printed_first(row)), changes, PROBE if probed else None)
+    return Finish(_protocol(_printed_first(row)), changes, found, missing)
 
 
 def whole(row: Row) -> bool:
     """Whether recipes here give all figures of a row, from its images to its last number."""
     return start(row).runs and finish(row).runs
+
+
+def _probe(metric: str, row: Row) -> Mapping[str, Mapping[str, Any]]:
+    """The probe that gives a figure, with the row's changes; nothing for a detector's figures."""
+    name = next((name for begin, name in PROBED.items() if metric.startswith(begin)), None)
+    if name is None:
+        return {}
+    if name.startswith("imagenet_linear") and row.init in ("BYOL", "SCRL"):
+        return {"imagenet_linear_scrl": {"optim.lr": 0.05} if row.init == "BYOL" else {}}
+    return {name: {}}
 
 
 def _protocol(row: Row) -> str:
@@ -92,16 +110,28 @@ def _printed_first(row: Row) -> Row:
 
 
 PUBLISHED: Mapping[str, Callable[[], TransferRecipe]] = {f.__name__: f for f in transfer.PROTOCOLS}
+PROBES: Mapping[str, Callable[[], ProbeRecipe]] = {f.__name__: f for f in probes.PROTOCOLS}
 LAYOUTS: Mapping[str, str] = {
     "voc": "VOC2007 and VOC2012 in one folder: trainval of both to train on, test of 2007 to measure on",
     "coco": "a COCO root: instances_{train,val}2017.json, person_keypoints_* for keypoints",
     "cityscapes": "leftImg8bit/ and gtFine/ in one folder",
     "lvis": "lvis_v1_{train,val}.json beside COCO's train2017/ and val2017/",
     "densepose": "a COCO root: densepose_*2014.json, train2014/ and val2014/; --geodesics FILE for its figures",
+    "imagenet": "train/ and val/ in one folder, in each a folder of images for each class",
+    "voc07": "VOC2007 alone in a folder: trainval to train on, test to measure on",
 }
-"""By the first word of a protocol's name."""
-PROBED = ("ImageNet_", "SVM_", "VOC07_SVM", "RoI_linear", "Cls_linear", "Loc_linear", "linear_")
-"""How the names of figures begin that no detector gives."""
+"""By the first word of a protocol's or probe's name."""
+PROBED: Mapping[str, str] = {
+    "ImageNet_": "imagenet_linear",
+    "Cls_linear": "imagenet_linear",
+    "linear_offline": "imagenet_linear_scrl",
+    "Loc_linear": "imagenet_patch_location",
+    "RoI_linear": "coco_roi_linear",
+    "SVM_": "voc07_svm",
+    "VOC07_SVM": "voc07_svm",
+}
+"""By how the names of figures begin that no detector gives: the probe that does. BYOL and SCRL have SCRL's linear one,
+the only one that is stated for them; other papers quote their figures."""
 
 VOC, VOC_FROZEN = "voc_faster_rcnn_c4_24k", "voc_faster_rcnn_c4_24k_frozen"
 TRANSFERS: Mapping[str, Mapping[str, Any]] = {

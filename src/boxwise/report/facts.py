@@ -14,7 +14,7 @@ from boxwise.report.compare import differences
 from boxwise.report.read import RunRecord, flat, number
 
 NONE = "&ndash;"
-KINDS = {"pretrain": "Pretraining", "finetune": "Fine-tuning"}
+KINDS = {"pretrain": "Pretraining", "finetune": "Fine-tuning", "probe": "Probes"}
 STATUS = ("running", "finished", "interrupted", "failed", "diverged")
 LONGEST = 300
 """Characters of one value before it is cut."""
@@ -68,7 +68,7 @@ def _rows(run: RunRecord) -> Iterator[tuple[str, str]]:
     yield "error", leaf(known.get("error", ...))
     yield "kind", escape(run.kind)
     yield "recipe", leaf(known.get("recipe", run.config.get("name", ...)))
-    if run.kind == "finetune":
+    if run.kind != "pretrain":
         yield "weights", escape(run.weights or "random")
     yield "seed", leaf(known.get("seed", ...))
     yield "started", leaf(known.get("started", ...))

@@ -17,8 +17,8 @@ Curve = list[tuple[float, float | None]]
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve, in its order."""
 
-MAIN = {"AP": "Average precision", "mIoU": "Mean IoU"}
-"""What a detector is judged by: the first that it was measured by, and its name in words."""
+MAIN = {"AP": "Average precision", "mIoU": "Mean IoU", "top1": "Top-1 accuracy", "mAP": "Mean AP of classes"}
+"""What a run is judged by: the first that it was measured by, and its name in words."""
 
 LARGEST = 1e30
 """Numbers beyond are taken for broken ones, as infinities are."""

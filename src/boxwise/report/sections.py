@@ -13,7 +13,7 @@ from boxwise.report.facts import KINDS, NONE, amount, leaf, table
 from boxwise.report.read import FIGURES, MAIN, Picture, RunRecord
 
 BOXES = ("AP", "AP50", "AP75")
-OTHERS = ("mask_AP", "kp_AP", "gps_AP", "gpsm_AP", "mIoU")
+OTHERS = ("mask_AP", "kp_AP", "gps_AP", "gpsm_AP", "mIoU", "top1", "top5", "mAP")
 """Shown where a run has them."""
 
 CHARTS: tuple[tuple[tuple[str, ...], str, str], ...] = (
@@ -63,7 +63,7 @@ def _pair_claim(pair: Pair) -> str:
     rest = [f"{_signed(gain)} {key}" for key in others if (gain := pair.gain(key)) is not None]
     names = f"{escape(pair.pretrained.name)} against {escape(pair.random.name)}"
     text = f"{names}: same settings, data and seed{'; ' if rest else ''}{' and '.join(rest)}."
-    return _claim(MAIN[pair.main], before, after, text)
+    return _claim(pair, before, after, text)
 
 
 def _series_claim(series: Series) -> str:
@@ -71,12 +71,13 @@ def _series_claim(series: Series) -> str:
     spans = [f"{min(v):.1f} to {max(v):.1f}" for v in (before, after)]
     apart = "the ranges are apart" if min(after) > max(before) else "the ranges overlap"
     text = f"Means over {len(before)} seeds. Random {spans[0]}, pretrained {spans[1]}: {apart}."
-    return _claim(MAIN[series.main], fmean(before), fmean(after), text)
+    return _claim(series.pairs[0], fmean(before), fmean(after), text)
 
 
-def _claim(words: str, before: float, after: float, text: str) -> str:
+def _claim(pair: Pair, before: float, after: float, text: str) -> str:
+    judged = "probe" if pair.random.kind == "probe" else "detector"
     return (
-        f'<div class="card claim"><h3>{words} of the detector</h3><div class="arms">'
+        f'<div class="card claim"><h3>{MAIN[pair.main]} of the {judged}</h3><div class="arms">'
         f'<span class="from">{before:.1f}<small>random weights</small></span>'
         f'<span class="arrow">&rarr;</span><span class="to">{after:.1f}<small>pretrained</small></span>'
         f"{_pill(after - before)}</div><p>{text}</p></div>"
@@ -110,7 +111,9 @@ def figures(runs: Sequence[RunRecord], pairs: Sequence[Pair]) -> str:
     main = table(["run", "weights", "seed", *keys, gained, "images", "seconds"], rows, words=2)
     twelve = table(["run", *FIGURES], rest, words=1)
     more = f"<details><summary>All twelve COCO figures</summary>{twelve}</details>" if rest else ""
-    return f'<section><h2>Detection</h2><div class="card wide">{main}{more}</div></section>'
+    asked = any(run.kind == "probe" for run in shown)
+    title = "Figures" if asked else "Detection"
+    return f'<section><h2>{title}</h2><div class="card wide">{main}{more}</div></section>'
 
 
 def _figure(run: RunRecord, key: str, best: float) -> str:

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from boxwise.nn.backbones import backbones
 from boxwise.recipes import pretrain as pretraining
+from boxwise.recipes import probes as probing
 from boxwise.recipes import table_transfers as transfers
 from boxwise.recipes import tables
 from boxwise.recipes import transfer as transferring
 from boxwise.recipes.paper_rows import Row, rows
-from boxwise.run.find import pretrain_recipe, transfer_recipe
+from boxwise.run.find import FINDERS
 from boxwise.strict import plain
 
 
@@ -34,6 +35,8 @@ def listing(what: Literal["recipes", "methods", "backbones", "tables"]) -> str:
         "pretrain, published": _by_name(pretraining.PUBLISHED),
         "finetune, fitted to the data": transferring.FAMILIES,
         "finetune, published": _by_name(transferring.PROTOCOLS),
+        "probe, for any data": probing.FAMILIES,
+        "probe, published": _by_name(probing.PROTOCOLS),
     }
     lines = {
         title: {name: _first_line(f) for name, f in recipes.items()} for title, recipes in blocks.items()
@@ -89,9 +92,9 @@ def _ratio(runs: Sequence[bool]) -> str:
     return f"{sum(runs)} / {len(runs)}"
 
 
-def settings_help(named: str, *, kind: Literal["pretrain", "transfer"]) -> str:
-    """Every setting of a recipe: its key, its value, its help."""
-    recipe = (pretrain_recipe if kind == "pretrain" else transfer_recipe)(named).recipe
+def settings_help(named: str, *, verb: str) -> str:
+    """Every setting of a recipe that `verb` takes: its key, its value, its help."""
+    recipe = FINDERS[verb](named).recipe
     lines = [f"settings of {recipe.name} (--KEY VALUE):"]
     for field in dataclasses.fields(recipe):
         if field.name != "name":

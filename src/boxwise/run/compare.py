@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from boxwise.data.kept import decode_all, decoded_bytes, held
+from boxwise.data.splits import labelled_splits
 from boxwise.engine.atomic import read_json, write_json, write_text
 from boxwise.engine.guard import Diverged
 from boxwise.engine.lock import NAME as BUSY
@@ -25,7 +26,7 @@ from boxwise.run.compare_plan import Cell, Plan, cells, open_shares
 from boxwise.run.compare_results import CURVES, ap_by_iou, collect
 from boxwise.run.detector_run import run_transfer
 from boxwise.run.find import transfer_recipe
-from boxwise.run.finetune import fields, labelled_splits
+from boxwise.run.finetune import fields
 from boxwise.run.memory import free_memory
 from boxwise.strict import SettingsError
 from boxwise.transfer.evaluate import metric_of

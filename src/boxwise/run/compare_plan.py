@@ -13,7 +13,7 @@ from boxwise.data.training_set import training_set
 from boxwise.engine.atomic import read_json
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.run.compare_arms import Arm
-from boxwise.run.fit import fitted_transfer
+from boxwise.run.fit import fitted_length
 
 State = Literal["finished", "diverged", "open"]
 
@@ -117,7 +117,7 @@ def open_shares(
     for label in labels:
         drawn = {seed: training_set(choose(train, label, seed=seed), recipe.data) for seed in seeds}
         count = len(drawn[seeds[0]])
-        fits = fitted_transfer(recipe, images=count, given=given)[0] if fitted else recipe
+        fits = fitted_length(recipe, images=count, given=given)[0] if fitted else recipe
         made.append(Share(share_label(label), drawn, fits.changed({"data.labels": label})))
     made.sort(key=lambda share: share.images)
     for smaller, larger in pairwise(made):

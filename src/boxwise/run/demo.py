@@ -14,6 +14,7 @@ from typing import Any
 
 from boxwise.data.cores import cores
 from boxwise.data.sources import open_images
+from boxwise.data.splits import labelled_splits
 from boxwise.engine.atomic import read_json, write_json
 from boxwise.engine.progress import say
 from boxwise.engine.signals import Stop
@@ -22,7 +23,6 @@ from boxwise.recipes import demo as recipes
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.run.detector_run import run_transfer
 from boxwise.run.draw import detections_sheet, write_picture
-from boxwise.run.finetune import labelled_splits
 from boxwise.run.preflight import some
 from boxwise.run.pretrain import run_recipe
 from boxwise.run.scenes import scenes

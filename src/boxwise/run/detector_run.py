@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed as dist
 
-from boxwise.data.loader import Each, Policy, Sampler, load_all
+from boxwise.data.loader import Each, Policy, Sampler
 from boxwise.data.targets import Labelled
 from boxwise.data.training_set import Repeated, repeat_factors, training_set
 from boxwise.engine.atomic import write_text
@@ -28,6 +27,7 @@ from boxwise.run.draw import detections_sheet, write_picture
 from boxwise.run.draw_pixels import pixels_sheet
 from boxwise.run.find import saved
 from boxwise.run.preflight import doubts, preflight, suspects
+from boxwise.run.stream import stream
 from boxwise.strict import dump_yaml, plain
 from boxwise.transfer.detectors.base import Detector
 from boxwise.transfer.evaluate import measurable, measured, precision_of
@@ -133,36 +133,16 @@ def _precise_norms(
 def batches(
     recipe: TransferRecipe, train: Labelled, bad: BadImages, *, total: int
 ) -> Callable[[int], Iterable[DetectionBatch]]:
-    """Batches of this rank from any step up to `total`. Few images are passed over again and again without a gap."""
-    run, threshold = recipe.run, recipe.data.repeat_threshold
+    """Batches of this rank from any step up to `total`."""
+    threshold = recipe.data.repeat_threshold
     kind: Callable[..., Sampler] = Sampler
     if threshold is not None:
         kind = partial(Repeated, factors=repeat_factors(train, threshold))
-
-    def loads(start: int) -> Iterable[DetectionBatch]:
-        met = dist.is_initialized()
-        sampler = kind(
-            len(train),
-            run.batch_size,
-            run.seed,
-            start,
-            total,
-            run.accumulate,
-            dist.get_rank() if met else 0,
-            dist.get_world_size() if met else 1,
-            stream=True,
-        )
-        samples = TrainSamples(train, recipe.detector, run.seed)
-        policy = Policy(recipe.data.bad_images or "error", len(train), run.seed)
-        return load_all(
-            Each(samples.sample, collate, policy),
-            sampler,
-            workers=recipe.data.workers,
-            pin=device_of(run.device).type == "cuda",
-            on_bad=bad.add,
-        )
-
-    return loads
+    samples = TrainSamples(train, recipe.detector, recipe.run.seed)
+    policy = Policy(recipe.data.bad_images or "error", len(train), recipe.run.seed)
+    return stream(
+        Each(samples.sample, collate, policy), recipe, bad, count=len(train), total=total, kind=kind
+    )
 
 
 def measure(

@@ -99,7 +99,7 @@ def load_detector(run: Path, *, least: float = 1.0) -> SavedDetector:
 
 def as_table(figures: Mapping[str, Any]) -> str:
     """One figure a line, as people compare them."""
-    named = {name: value for name, value in figures.items() if name not in ("images", "seconds")}
+    named = {name: value for name, value in figures.items() if name not in ("images", "rows", "seconds")}
     width = max(6, *(len(name) for name in named))
     lines = [f"{name:<{width}} {value:6.2f}" for name, value in named.items()]
     nothing = "; -1: nothing of that kind or size to find" if -1 in named.values() else ""

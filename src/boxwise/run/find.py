@@ -14,10 +14,11 @@ from boxwise.config import Run
 from boxwise.data.paste import fewest
 from boxwise.engine.device import leads, processes
 from boxwise.recipes import pretrain as pretraining
+from boxwise.recipes import probes as probing
 from boxwise.recipes import tables
 from boxwise.recipes import transfer as transferring
-from boxwise.recipes.configuration import Configuration
-from boxwise.recipes.recipe import Recipe, TransferRecipe
+from boxwise.recipes.configuration import Configuration, Trained
+from boxwise.recipes.recipe import ProbeRecipe, Recipe, TransferRecipe
 from boxwise.run.fit import flat, given_keys, on_ranks, scaled_rate
 from boxwise.strict import SettingsError, dump_yaml, load_yaml, merge, nearest, plain, read
 
@@ -66,11 +67,29 @@ def transfer_recipe(
     return _found(named, transferring.FAMILIES, known, TransferRecipe, config, settings)
 
 
+def probe_recipe(
+    named: str, *, config: Path | None = None, settings: Mapping[str, Any] | None = None
+) -> Found[ProbeRecipe]:
+    """The probe that `named` stands for, with a YAML file and flags laid over it."""
+    known = {f.__name__: f for f in probing.PROTOCOLS}
+    return _found(named, probing.FAMILIES, known, ProbeRecipe, config, settings)
+
+
+FINDERS: Mapping[str, Callable[..., Found[Any]]] = {
+    "show": pretrain_recipe,
+    "pretrain": pretrain_recipe,
+    "finetune": transfer_recipe,
+    "compare": transfer_recipe,
+    "probe": probe_recipe,
+}
+"""What finds the recipe of each verb that takes one."""
+
+
 def say(recipe: Configuration, changes: Iterable[str], *, source: str | None = None) -> None:
     """What was changed and how the rate follows the batch, before a run; with `source`, the whole recipe too."""
     if not leads():
         return
-    for line in [*changes, scaled_rate(recipe)]:
+    for line in [*changes, *([scaled_rate(recipe)] if isinstance(recipe, Trained) else [])]:
         print(f"  {line}", file=sys.stderr)
     if source is not None:
         print(dump_yaml(saved(recipe, source)), end="")
@@ -137,13 +156,16 @@ def _parted(recipe: Recipe, layers: Sequence[Mapping[str, Any]]) -> dict[str, in
 
 def _unknown(named: str, words: Sequence[str], kind: type[Configuration]) -> str:
     """What to tell of a name that is no recipe of this kind."""
-    others: dict[str, Collection[str]] = {
-        "pretrain": {*pretraining.METHODS, *(f.__name__ for f in pretraining.PUBLISHED)},
-        "finetune": {*transferring.FAMILIES, *(f.__name__ for f in transferring.PROTOCOLS)},
+    others: dict[tuple[str, type[Configuration]], Collection[str]] = {
+        ("pretrain", Recipe): {*pretraining.METHODS, *(f.__name__ for f in pretraining.PUBLISHED)},
+        ("finetune", TransferRecipe): {
+            *transferring.FAMILIES,
+            *(f.__name__ for f in transferring.PROTOCOLS),
+        },
+        ("probe", ProbeRecipe): {*probing.FAMILIES, *(f.__name__ for f in probing.PROTOCOLS)},
     }
-    del others["pretrain" if kind is Recipe else "finetune"]
-    for verb, names in others.items():
-        if named in names:
+    for (verb, other), names in others.items():
+        if named in names and other is not kind:
             return f"{named}: is a recipe of boxwise {verb}; boxwise list recipes says what there is"
     return f"{named}: no such recipe{nearest(named, words)} (boxwise list recipes; or FILE.py:FUNCTION)"
 

@@ -7,14 +7,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from boxwise.data.targets import Labelled, choose, open_labelled
+from boxwise.data.splits import labelled_splits
+from boxwise.data.targets import choose
 from boxwise.data.training_set import needed, training_set
 from boxwise.engine.device import leads
 from boxwise.interop.files import Weights, load_weights
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.run.detector_run import run_transfer
 from boxwise.run.find import say, transfer_recipe
-from boxwise.run.fit import fitted_transfer
+from boxwise.run.fit import fitted_length
 from boxwise.run.overfit import few, quick, verdict
 from boxwise.strict import SettingsError, plain
 
@@ -65,7 +66,7 @@ def finetune(
         resolved, learning = quick(resolved, given=given)
     changes = [*found.changes, *learning]
     if found.fitted or overfit is not None:
-        resolved, fits = fitted_transfer(resolved, images=len(train), given=given)
+        resolved, fits = fitted_length(resolved, images=len(train), given=given)
         changes += fits
     say(resolved, changes, source=found.source if dry_run else None)
     if dry_run:
@@ -89,28 +90,6 @@ def finetune(
 def fields(recipe: TransferRecipe) -> tuple[str, ...]:
     """What a recipe reads of annotations beside boxes and categories."""
     return tuple(dict.fromkeys((*recipe.detector.extras(), *needed(recipe.data))))
-
-
-def labelled_splits(
-    data: str | Path,
-    *,
-    images: Path | None = None,
-    val: Path | None = None,
-    max_value: int | None = None,
-    extras: Collection[str] = (),
-) -> tuple[Labelled, Labelled]:
-    """What to train and what to measure on, with one list of categories and the fields `extras` of annotations.
-
-    Raises ValueError for a json without another to measure on: nobody is to take its figures for a test's.
-    """
-    if val is None and Path(data).suffix.lower() == ".json":
-        raise ValueError(
-            f"{data}: pass --val FILE.json, images to measure on (the same file, to measure on what it trains on)"
-        )
-    options: dict[str, Any] = {"images": images, "val": val, "max_value": max_value, "extras": extras}
-    train = open_labelled(data, split="train", **options)
-    test = open_labelled(data, split="val", **options, categories=train.categories)
-    return train, test
 
 
 def adopted(recipe: TransferRecipe, weights: Weights, given: Collection[str]) -> TransferRecipe:

@@ -8,22 +8,23 @@ from typing import Any, TypeVar
 
 from boxwise.data.paste import fewest
 from boxwise.engine.device import processes
-from boxwise.recipes.configuration import Configuration
-from boxwise.recipes.recipe import Recipe, TransferRecipe
+from boxwise.recipes.configuration import Configuration, Trained
+from boxwise.recipes.recipe import Recipe
 from boxwise.strict import load_yaml, plain
 
-C = TypeVar("C", bound=Configuration)
+R = TypeVar("R", bound=Configuration)
+C = TypeVar("C", bound=Trained)
 CPU_BATCH = 64
 """More images a step only make a CPU wait longer for the next one."""
 WARMUP_SHARE = 0.1
-TRANSFER_STEPS = (600, 12_000)
-"""Fewest and most steps of a fine-tuning whose length follows the data."""
 FITTED = ("run.batch_size", "method.queue", "schedule.warmup_epochs", "schedule.warmup_steps")
 """What fitting a pretraining recipe may change."""
 
 
-def on_ranks(recipe: C) -> C:
-    """`recipe` with the processes that torchrun or SLURM has started, where one of them has."""
+def on_ranks(recipe: R) -> R:
+    """`recipe` with the processes that torchrun or SLURM has started, where one of them has and it can use them."""
+    if not isinstance(recipe, Trained):
+        return recipe
     devices, nodes = processes(recipe.run)
     if (devices, nodes) == (recipe.run.devices, recipe.run.nodes):
         return recipe
@@ -72,15 +73,13 @@ def as_started(recipe: Recipe, out: Path, *, given: Collection[str]) -> Recipe |
     return recipe.changed({k: before[k] for k in FITTED if k in before and k in now and k not in given})
 
 
-def fitted_transfer(
-    recipe: TransferRecipe, *, images: int, given: Collection[str]
-) -> tuple[TransferRecipe, list[str]]:
-    """A family recipe whose length follows `images` labelled images, and one line per change."""
+def fitted_length(recipe: C, *, images: int, given: Collection[str]) -> tuple[C, list[str]]:
+    """A family recipe whose length follows `images` images to train on, and one line per change."""
     why: list[str] = []
-    batch = recipe.run.batch_size
+    batch, (least, most) = recipe.run.batch_size, recipe.lengths_fitted
     if not {"schedule.epochs", "schedule.steps"} & set(given):
         epochs = recipe.schedule.epochs or 0
-        steps = int(min(max(epochs * images / batch, TRANSFER_STEPS[0]), TRANSFER_STEPS[1]))
+        steps = int(min(max(epochs * images / batch, least), most))
         recipe = recipe.changed({"schedule.steps": steps})
         why.append(
             f"{steps} steps of {batch} images ({steps * batch / images:.0f} passes over {images} images)"
@@ -88,14 +87,14 @@ def fitted_transfer(
     return _short_warmup(recipe, images, given, why), why
 
 
-def scaled_rate(recipe: Configuration) -> str:
+def scaled_rate(recipe: Trained) -> str:
     """How the learning rate follows the batch, in one line."""
     lr = rate(recipe)
     optim, batch = recipe.optim, recipe.run.batch_size
     return f"lr {optim.lr:g} at batch {optim.lr_batch} -> {lr:g} at batch {batch}"
 
 
-def rate(recipe: Configuration) -> float:
+def rate(recipe: Trained) -> float:
     """The learning rate at this recipe's batch size."""
     return recipe.optim.lr * recipe.run.batch_size / recipe.optim.lr_batch
 

@@ -107,6 +107,11 @@ def _ap(right: np.ndarray, wrong: np.ndarray, objects: int, points: Points) -> f
     if points == "eleven":
         reached = [precision[recall >= r] for r in RECALLS]
         return float(sum(p.max() for p in reached if p.size) / len(RECALLS))
+    return area(recall, precision)
+
+
+def area(recall: np.ndarray, precision: np.ndarray) -> float:
+    """Below a curve, its recalls rising, whose precision at each recall is the best at that one or above."""
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float((np.diff(recall, prepend=0.0) * envelope).sum())
 
