@@ -187,6 +187,15 @@ class Pass:
 
 
 @settings
+class PretrainData(Data):
+    """How images are read that a pretraining needs no labels of."""
+
+    classes: bool = False
+    """Images lie in a folder for each class: a linear classifier trains beside, on features that it leaves alone, and
+    is measured at the end. It shows how a long run goes."""
+
+
+@settings
 class LabelledData(Data):
     """How labelled images are read, and how many of them are trained on."""
 

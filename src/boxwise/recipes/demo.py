@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from boxwise.config import AdamW, Data, Run, Schedule, TransferData
+from boxwise.config import AdamW, PretrainData, Run, Schedule, TransferData
 from boxwise.data.cut import Crop, ViewSpec
 from boxwise.methods import scrl
 from boxwise.nn.encoder import EncoderConfig
@@ -51,7 +51,7 @@ def pretraining(*, seed: int, steps: int) -> Recipe:
         optim=AdamW(lr=1e-3, lr_batch=16),
         schedule=Schedule(steps=steps, warmup_steps=50),
         run=Run(batch_size=16, seed=seed, save_every=10_000, log_every=25),
-        data=Data(workers=0),
+        data=PretrainData(workers=0),
     )
 
 

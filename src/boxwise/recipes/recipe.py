@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from boxwise.config import Brought, Data, LabelledData, Optimiser, Pass, Run, Schedule, TransferData
+from boxwise.config import Brought, LabelledData, Optimiser, Pass, PretrainData, Run, Schedule, TransferData
 from boxwise.data.cut import ViewSpec
 from boxwise.data.order import whole_batches
 from boxwise.data.paste import fewest
@@ -34,7 +34,7 @@ class Recipe(Trained):
     optim: Optimiser
     schedule: Schedule
     run: Run = Run()
-    data: Data = Data()
+    data: PretrainData = PretrainData()
 
     def kinds(self) -> dict[str, Any]:
         return {
@@ -44,7 +44,7 @@ class Recipe(Trained):
             "optim": BuiltInOptimiser,
             "schedule": Schedule,
             "run": Run,
-            "data": Data,
+            "data": PretrainData,
         }
 
     def lasting(self, epochs: float) -> Recipe:
@@ -99,6 +99,10 @@ class Recipe(Trained):
         if parts > 0 and self.run.batch_size // parts < fewest(self.views):
             need = fewest(self.views) * parts
             yield f"run.batch_size: each image is pasted on others of its part of a step; set at least {need}"
+        if self.data.classes and self.run.compile:
+            yield "data.classes: a classifier watches the encoder, and cannot where run.compile compiles it"
+        if self.data.classes and self.run.clip_norm is not None:
+            yield "data.classes: run.clip_norm would count the classifier's gradient and move the rest; leave one out"
         yield from self.method.conflicts(self.views, self.encoder)
 
 

@@ -14,7 +14,6 @@ from boxwise.recipes.paper_rows import Row, rows
 from boxwise.recipes.recipe import ProbeRecipe, TransferRecipe
 from boxwise.recipes.tables import start
 
-ONLINE = "a classifier that is trained beside the pretraining: not built"
 DIVERGED = "diverged: the paper prints no figure"
 UNSTATED = "VOC 2007 alone: no source states for how long"
 
@@ -29,6 +28,8 @@ class Finish:
     """Dotted settings that the row lays over it."""
     probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Names of published probes, each with the dotted settings that the row lays over it."""
+    beside: bool = False
+    """Whether a figure is that of the classifier beside the pretraining: `data.classes` of the row's start."""
     missing: str | None = None
     """What of the row cannot be measured; beside a protocol, the rest of its figures."""
 
@@ -64,9 +65,8 @@ class Finish:
 def finish(row: Row) -> Finish:
     """What measures the weights that `row` starts from."""
     found = {name: changes for metric in row.metrics for name, changes in _probe(metric, row).items()}
-    missing = ONLINE if any(metric.startswith("linear_online") for metric in row.metrics) else None
     if row.detector is None:
-        return Finish(probes=found, missing=missing)
+        return Finish(probes=found, beside=BESIDE in row.metrics)
     if all(value == "diverged" for value in row.metrics.values()):
         return Finish(missing=DIVERGED)
     if row.schedule is None:
@@ -76,7 +76,7 @@ def finish(row: Row) -> Finish:
         changes["detector.backbone"] = "resnet101"
     if row.init == "ReSim-FPN" and row.backbone.endswith("FPN"):
         changes["weights.parts"] = ["backbone"]
-    return Finish(_protocol(_printed_first(row)), changes, found, missing)
+    return Finish(_protocol(_printed_first(row)), changes, found)
 
 
 def whole(row: Row) -> bool:
@@ -121,6 +121,8 @@ LAYOUTS: Mapping[str, str] = {
     "voc07": "VOC2007 alone in a folder: trainval to train on, test to measure on",
 }
 """By the first word of a protocol's or probe's name."""
+BESIDE = "linear_online_top1"
+"""The figure of a classifier that trained beside the pretraining."""
 PROBED: Mapping[str, str] = {
     "ImageNet_": "imagenet_linear",
     "Cls_linear": "imagenet_linear",

@@ -21,9 +21,11 @@ from boxwise.engine.loop import fit
 from boxwise.geometry.views import Batch
 from boxwise.interop.files import Weights, load_weights, save_weights
 from boxwise.methods.base import Method
+from boxwise.methods.beside import Beside
 from boxwise.nn.encoder import build_encoder
 from boxwise.recipes.recipe import Recipe
 from boxwise.run.bad_images import BadImages
+from boxwise.run.beside import ClassedSides, classed, classifier, measure
 from boxwise.run.draw import write_picture
 from boxwise.run.find import pretrain_recipe, saved, say
 from boxwise.run.fit import as_started, fitted
@@ -34,10 +36,10 @@ from boxwise.strict import dump_yaml, plain
 
 
 class Pretraining:
-    """A method as the engine's task."""
+    """A method as the engine's task, with the classifier beside it where there is one."""
 
-    def __init__(self, method: Method) -> None:
-        self.module = method
+    def __init__(self, method: Method, beside: Beside | None = None) -> None:
+        self.method, self.module = method, method if beside is None else beside
 
     def prepare(self, load: Load, device: torch.device) -> Batch:
         return load.ready(device)
@@ -46,10 +48,10 @@ class Pretraining:
         return len(load.batch.index)
 
     def after_step(self, step: int, total: int, *, ok: Tensor | None) -> None:
-        self.module.after_step(step, total, ok=ok)
+        self.method.after_step(step, total, ok=ok)
 
     def figures(self) -> dict[str, Tensor]:
-        method, watched = self.module, self.module.watched
+        method, watched = self.method, self.method.watched
         seen = {} if watched is None else health(watched.query, watched.key, watched.keep)
         if method.ema_momentum is not None:
             device = next(method.parameters()).device
@@ -80,8 +82,12 @@ def pretrain(
     """
     settings = dict(settings or {})
     found = pretrain_recipe(recipe, config=config, settings=settings)
-    source = open_images(data, images=images, max_value=found.recipe.data.max_value)
-    resolved = found.recipe
+    resolved, sides = found.recipe, None
+    if resolved.data.classes:
+        sides = classed(resolved, data, images=images)
+        source = sides[0].files
+    else:
+        source = open_images(data, images=images, max_value=resolved.data.max_value)
     changes = [*found.changes]
     if found.fitted:
         started = as_started(resolved, Path(out), given=found.given) if resume else None
@@ -103,6 +109,7 @@ def pretrain(
         source,
         Path(out),
         origin=found.source,
+        sides=sides,
         init=init,
         proposals=proposals,
         resume=resume,
@@ -117,13 +124,17 @@ def run_recipe(
     out: Path,
     *,
     origin: str,
+    sides: ClassedSides | None = None,
     init: Path | None = None,
     proposals: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     allow_drift: bool = False,
 ) -> Path:
-    """Trains a recipe as it stands on `source`; returns `out`/export."""
+    """Trains a recipe as it stands on `source`; returns `out`/export.
+
+    With `sides`, the first of which is `source` with its classes, a classifier trains beside.
+    """
     run, total = recipe.run, recipe.steps(len(source))
     steps_per_epoch = recipe.steps_per_epoch(len(source))
     method = build(recipe)
@@ -131,6 +142,7 @@ def run_recipe(
     if weights is not None:
         _start_from(weights, method)
     check_memory(recipe, method)
+    beside = None if sides is None else classifier(method, sides[0])
     proposer = run_proposals(recipe, source, out, proposals)
     with RunFolder.open(
         out,
@@ -142,6 +154,7 @@ def run_recipe(
             "init": None if weights is None else weights.source,
             "init_digest": None if weights is None else weights.digest,
             **identity(proposer),
+            **({} if sides is None else {"classes": sides[0].fingerprint()}),
         },
         seed=run.seed,
         resume=resume,
@@ -156,8 +169,8 @@ def run_recipe(
             write_picture(
                 picture(recipe, method, source, count=min(4, len(source)), proposals=proposer), figure
             )
-        fit(
-            Pretraining(method),
+        done = fit(
+            Pretraining(method, beside),
             _loads(recipe, source, total, bad, proposer),
             optimiser=recipe.optim,
             schedule=recipe.schedule,
@@ -173,7 +186,10 @@ def run_recipe(
         bad.close()
         if not folder.writes:
             return folder.path / "export"
-        return save_weights(folder.path / "export", method.handed_over(), card(recipe))
+        exported = save_weights(folder.path / "export", method.handed_over(), card(recipe))
+        if beside is not None and sides is not None:
+            measure(beside, sides[1], recipe, folder, seconds=done.seconds)
+        return exported
 
 
 def _start_from(weights: Weights, method: Method) -> None:
