@@ -18,7 +18,7 @@ from boxwise.cli.failures import empty_words, plain_warnings, told
 from boxwise.cli.verb import FAILED, USAGE, Verb
 from boxwise.strict import SettingsError, nearest, scalar
 
-SWITCHES = ("compile", "run.compile")
+SWITCHES = ("compile", "run.compile", "data.classes")
 """Settings that are given bare so often that a word after them is theirs only where it is true or false."""
 STOPPED = (130, 143)
 """Exit codes of a run that a signal ended."""
