@@ -2,14 +2,15 @@
 
     python benchmarks/probes.py DIR [--methods mocov2 insloc ...] [--seconds 300] [--seed 0] [--out]
 
-DIR, --seconds and --seed are those that methods.py was called with: its weights are asked by `roi_linear`, `svm` and
-`patch_location`, on its own scenes and at their size, with all else as these probes have it. Probes are kept in DIR,
-and a second call shows what is there.
+DIR, --seconds and --seed are those that methods.py was called with: its weights are asked by `roi_linear` on three
+stages and by `svm`, on its own scenes and at their size, with all else as these probes have it. Probes are kept in
+DIR, and a second call shows what is there. `patch_location` is left out: at 96 px random weights know every place,
+which the zeros around the picture tell.
 
-The table has the accuracy of boxes' categories, mean AP of support vector machines on each stage, the accuracy of
-patches' places, all in 0..100, the seconds that the three took, and the mean AP over methods.py's fine-tunings. Below
-it, how well each ranks the methods as AP does: Spearman's correlation, 1 for the same order. Some methods pretrained
-parts that no probe reads, FPN and box head, and AP has those in it.
+The table has the accuracy of boxes' categories and the mean AP of support vector machines on each stage, in 0..100,
+the seconds of all probes, and the mean AP over methods.py's fine-tunings. Below it, how well each ranks the methods
+as AP does: Spearman's correlation, 1 for the same order. Some methods pretrained parts that no probe reads, FPN and
+box head, and AP has those in it.
 """
 
 from __future__ import annotations
@@ -30,31 +31,37 @@ from boxwise.recipes.pretrain import METHODS
 from boxwise.run.probe import probe
 from result import RESULTS, machine, save
 
+
+def title(name: str, level: str | None, key: str) -> str:
+    """A column's head."""
+    return " ".join([name, *([level] if level else []), key])
+
+
 RANDOM = "random"
 NAMES = (RANDOM, *METHODS)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ASKED: dict[str, tuple[str, ...]] = {
-    "roi_linear": ("top1",),
-    "svm": ("mAP_c2", "mAP_c3", "mAP_c4", "mAP_c5"),
-    "patch_location": ("top1",),
+LEVELS = ("c3", "c4", "c5")
+ASKED: dict[tuple[str, str | None], tuple[str, ...]] = {
+    **{("roi_linear", level): ("top1",) for level in LEVELS},
+    ("svm", None): ("mAP_c2", "mAP_c3", "mAP_c4", "mAP_c5"),
 }
-"""The figures of each probe that the table shows."""
-FIGURES = [f"{name} {key}" for name, keys in ASKED.items() for key in keys]
+"""The figures of each probe, and stage where one is chosen, that the table shows."""
+FIGURES = [title(*asked, key) for asked, keys in ASKED.items() for key in keys]
 SETTINGS: dict[str, Any] = {"image_size": demo.SIZE}
 BACKBONE = demo.pretraining(seed=0, steps=1).encoder.backbone
 """Of methods.py, for random weights, which do not say it themselves."""
 
 
-def asked(home: Path, data: Path, name: str, method: str) -> dict[str, float]:
-    """The results of one probe of a method's weights, made if they are not there."""
-    out = home / f"probe_{name}"
-    results = out / "results.json"
-    if not results.exists():
-        images = data / "unlabeled2017" if name == "patch_location" else data
-        settings = SETTINGS if method != RANDOM else SETTINGS | {"backbone": BACKBONE}
+def results(home: Path, data: Path, name: str, level: str | None, method: str) -> dict[str, float]:
+    """Of one probe of a method's weights, made if they are not there."""
+    out = home / "_".join(["probe", name, *([level] if level else [])])
+    file = out / "results.json"
+    if not file.exists():
+        settings = SETTINGS | ({"probe.level": level} if level else {})
+        settings |= {"backbone": BACKBONE} if method == RANDOM else {}
         weights = None if method == RANDOM else home / "run"
-        probe(name, images, out, weights=weights, settings=settings, overwrite=out.exists())
-    found: dict[str, float] = json.loads(results.read_text())
+        probe(name, data, out, weights=weights, settings=settings, overwrite=out.exists())
+    found: dict[str, float] = json.loads(file.read_text())
     return found
 
 
@@ -67,9 +74,9 @@ def measured(method: str, root: Path, seconds: float, seed: int) -> dict[str, fl
             f"{home}: holds no fine-tuned detector; call methods.py with the same arguments first"
         )
     row: dict[str, float] = {"seconds": 0.0}
-    for name, keys in ASKED.items():
-        found = asked(home, data, name, method)
-        row |= {f"{name} {key}": found[key] for key in keys}
+    for (name, level), keys in ASKED.items():
+        found = results(home, data, name, level, method)
+        row |= {title(name, level, key): found[key] for key in keys}
         row["seconds"] += found["seconds"]
     return row | {"AP": statistics.mean(run["AP"] for run in runs)}
 

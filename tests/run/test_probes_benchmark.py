@@ -52,7 +52,7 @@ def test_a_second_call_asks_nothing_again(
         assert rows[method].keys() == {*bench.FIGURES, "AP", "seconds"} and rows[method]["AP"] == 2.0
     assert "backbone: resnet18" in (tmp_path / "random-1s-seed0/probe_svm/config.yaml").read_text()
     assert "random weights" in (tmp_path / "random-1s-seed0/probe_svm/match.txt").read_text()
-    assert "100.0 %" in (tmp_path / "mocov2-1s-seed0/probe_roi_linear/match.txt").read_text()
+    assert "100.0 %" in (tmp_path / "mocov2-1s-seed0/probe_roi_linear_c4/match.txt").read_text()
     monkeypatch.delattr(bench, "probe")
     assert bench.measured("mocov2", tmp_path, 1, 0) == rows["mocov2"]
     with pytest.raises(SystemExit, match=r"call methods\.py"):
@@ -66,6 +66,6 @@ def test_the_page_says_how_alike_the_orders_are(bench: ModuleType) -> None:
         for i, name in enumerate("abc")
     }
     for row in turned.values():
-        row["roi_linear top1"] = row["AP"]
+        row["roi_linear c4 top1"] = row["AP"]
     text = bench.page(turned, 300.0, 0)
-    assert "roi_linear top1 +1.00" in text and "svm mAP_c5 -1.00" in text and "over 3 starts" in text
+    assert "roi_linear c4 top1 +1.00" in text and "svm mAP_c5 -1.00" in text and "over 3 starts" in text
