@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -16,7 +17,7 @@ from boxwise.transfer.probes.looks import ProbeBatch
 
 
 class Told(Reader):
-    """Reads the scores that a picture's first line of red holds."""
+    """Reads the scores that a picture's first line of red holds, once for each of its boxes where there are any."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -24,7 +25,8 @@ class Told(Reader):
 
     def forward(self, images: Tensor, boxes: Tensor) -> Tensor:
         self.exact.append(not torch.is_autocast_enabled("cpu"))
-        return images[:, 0, 0, : self.width]
+        lines = images[:, 0, 0, : self.width]
+        return lines[boxes[:, 0].long()] if len(boxes) else lines
 
     def backbone(self) -> nn.Module:
         return self
@@ -68,20 +70,40 @@ def test_accuracy_counts_every_row_once() -> None:
     when shares are of 1."""
     batches = [told([1, 5, 6, 2], 7), told([1, 1, 7, 1], 7), told([6], 7)]
     found = accuracy(telling(7), batches, device="cpu")
-    assert found == {"top1": pytest.approx(400 / 9), "top5": pytest.approx(600 / 9), "rows": 9}
+    assert found == {"top1": pytest.approx(400 / 9), "top5": pytest.approx(600 / 9), "rows": 9, "images": 9}
 
 
 @pytest.mark.parametrize("width", [2, 5])
 def test_there_is_no_top5_of_five_classes(width: int) -> None:
     """Breaks when 100 is shown as a figure, or more classes are asked for than there are."""
-    assert accuracy(telling(width), [told([1, 2, 2, 1, 2], width)], device="cpu") == {"top1": 40, "rows": 5}
-    assert accuracy(telling(6), [told([6, 5], 6)], device="cpu") == {"top1": 0, "top5": 50, "rows": 2}
+    assert accuracy(telling(width), [told([1, 2, 2, 1, 2], width)], device="cpu") == {
+        "top1": 40,
+        "rows": 5,
+        "images": 5,
+    }
+    assert accuracy(telling(6), [told([6, 5], 6)], device="cpu") == {
+        "top1": 0,
+        "top5": 50,
+        "rows": 2,
+        "images": 2,
+    }
+
+
+def test_every_box_counts_as_much() -> None:
+    """Breaks when the shares are of images, or images are averaged that show one box or many."""
+    one, many = told([1, 6], 7), told([2, 1, 3], 7)
+    boxes = torch.tensor([[0.0, 1, 2, 3, 4], [0, 0, 0, 8, 8], [0, 2, 2, 5, 6], [2, 1, 1, 4, 4]])
+    many = replace(many, boxes=boxes, classes=many.classes[[0, 0, 0, 2]])
+    boxes = torch.tensor([[0.0, 1, 2, 3, 4], [1, 0, 0, 8, 8]])
+    found = accuracy(telling(7), [many, replace(one, boxes=boxes)], device="cpu")
+    assert found == {"top1": pytest.approx(100 / 6), "top5": pytest.approx(500 / 6), "rows": 6, "images": 5}
 
 
 def test_there_is_no_accuracy_of_nothing() -> None:
     """Breaks with a division by 0, or with 0 for what was not measured."""
-    assert accuracy(telling(7), [], device="cpu") == {"top1": -1, "top5": -1, "rows": 0}
-    assert accuracy(telling(7), [told([], 7)], device="cpu") == {"top1": -1, "top5": -1, "rows": 0}
+    nothing = {"top1": -1, "top5": -1, "rows": 0, "images": 0}
+    assert accuracy(telling(7), [], device="cpu") == nothing
+    assert accuracy(telling(7), [told([], 7)], device="cpu") == nothing
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -92,7 +114,7 @@ def test_a_measurement_teaches_nothing_and_leaves_the_mode(mode: bool) -> None:
     probe.norm.running_mean[0] = 500  # so that class 0 is never the surest
     before = copy.deepcopy(probe.state_dict())
     found = accuracy(probe, [told([1, 1, 1, 1], 7)], device="cpu", precision="bf16")
-    assert found == {"top1": 75, "top5": 75, "rows": 4} and probe.reader.exact == [False]
+    assert found == {"top1": 75, "top5": 75, "rows": 4, "images": 4} and probe.reader.exact == [False]
     assert probe.training is mode
     assert all(torch.equal(t, before[n]) for n, t in probe.state_dict().items())
 

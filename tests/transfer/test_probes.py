@@ -172,6 +172,7 @@ def test_the_classifier_alone_trains(name: str, statistics: str, normalised: boo
     """Breaks when the frozen part learns, decays or forgets, or the rows' norm has a scale: a step of a decaying
     optimiser changes nothing but the classifier, and statistics that are to change."""
     probe = build(name, statistics=statistics, normalised=normalised)
+    assert {m.training for m in probe.reader.modules()} == {statistics == "tracked"}  # as it is made
     assert {n for n, p in probe.named_parameters() if p.requires_grad} == {
         "classifier.weight",
         "classifier.bias",
@@ -226,12 +227,29 @@ def test_a_layer_starts_small_and_normal() -> None:
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_pictures_without_a_box_ask_nothing_and_teach_nothing(normalised: bool) -> None:
-    """Breaks when the mean over no rows is not a number, and the next step with it."""
+    """Breaks when the mean over no rows is not a number, and the next step with it, or when no row counts as zeros in
+    the statistics of rows."""
     probe = build("roi_linear", normalised=normalised).train()
+    probe(a_batch("roi_linear"))
+    before = copy.deepcopy(probe.state_dict())
     loss = probe(a_batch("roi_linear", counts=(0, 0)))["loss"]
     loss.backward()
     assert float(loss.detach()) == 0 and float(probe.top1) == 0
     assert all(p.grad is not None and not p.grad.any() for p in probe.classifier.parameters())
+    assert {n for n, t in probe.state_dict().items() if not torch.equal(t, before[n])} <= {
+        "norm.num_batches_tracked"
+    }
+
+
+def test_a_single_box_is_a_batch() -> None:
+    """Breaks when one row, whose spread is 0, is refused or no number: normalised it is 0, and the bias is asked."""
+    probe = build("roi_linear", normalised=True).train()
+    batch = a_batch("roi_linear", counts=(0, 1))
+    loss = probe(batch)["loss"]
+    loss.backward()
+    expected = F.cross_entropy(probe.classifier.bias[None], batch.classes)
+    torch.testing.assert_close(loss, expected)
+    assert probe.classifier.bias.grad.any() and not probe.classifier.weight.grad.any()
     assert all(t.isfinite().all() for t in probe.state_dict().values())
 
 
