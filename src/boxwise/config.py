@@ -148,7 +148,8 @@ class Run:
     """auto: bf16 where the processor has it, else fp32."""
     channels_last: bool = True
     compile: bool = False
-    """Compile the encoder of a pretraining with torch.compile. On several GPUs it compiles fragments, between norms."""
+    """Compile the encoder of a pretraining or a probe with torch.compile. On several GPUs it compiles fragments,
+    between norms."""
     clip_norm: Above | None = None
     """Largest norm of the whole gradient."""
     log_every: Count = 10
