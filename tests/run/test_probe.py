@@ -254,7 +254,8 @@ def test_typed(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main([*words, *flags(LINEAR)]) == 0
     printed = capsys.readouterr().out
     found = results(tmp_path / "run")
-    assert f"top1   {found['top1']:6.2f}" in printed and "on 6 images, in 0..100" in printed
+    assert f"top1     {found['top1']:6.2f}\n" in printed
+    assert f"balanced {found['balanced']:6.2f}\n" in printed and "on 6 images, in 0..100" in printed
     assert printed.splitlines()[-1] == str(tmp_path / "run")
     assert main(["probe", "svm", *words[2:5], str(tmp_path / "svm"), *flags(MACHINES)]) == 0
     assert f"mAP    {results(tmp_path / 'svm')['mAP']:6.2f}" in capsys.readouterr().out

@@ -66,24 +66,29 @@ def told(ranks: list[int], width: int) -> ProbeBatch:
 
 
 def test_accuracy_counts_every_row_once() -> None:
-    """Breaks when batches are averaged, the last of which is smaller, when top5 counts the sixth or not the fifth, or
-    when shares are of 1."""
+    """Breaks when batches are averaged, the last of which is smaller, when top5 counts the sixth or not the fifth, when
+    shares are of 1, or when classes that are asked about often weigh more in the balanced figure."""
     batches = [told([1, 5, 6, 2], 7), told([1, 1, 7, 1], 7), told([6], 7)]
     found = accuracy(telling(7), batches, device="cpu")
-    assert found == {"top1": pytest.approx(400 / 9), "top5": pytest.approx(600 / 9), "rows": 9, "images": 9}
+    balanced = pytest.approx(100 * (2 / 3 + 1 / 2 + 0 / 2 + 1 / 2) / 4)
+    figures = {"top1": pytest.approx(400 / 9), "top5": pytest.approx(600 / 9), "balanced": balanced}
+    assert found == figures | {"rows": 9, "images": 9}
 
 
 @pytest.mark.parametrize("width", [2, 5])
 def test_there_is_no_top5_of_five_classes(width: int) -> None:
     """Breaks when 100 is shown as a figure, or more classes are asked for than there are."""
+    balanced = {2: pytest.approx(100 * (1 / 3 + 1 / 2) / 2), 5: pytest.approx(40)}[width]
     assert accuracy(telling(width), [told([1, 2, 2, 1, 2], width)], device="cpu") == {
         "top1": 40,
+        "balanced": balanced,
         "rows": 5,
         "images": 5,
     }
     assert accuracy(telling(6), [told([6, 5], 6)], device="cpu") == {
         "top1": 0,
         "top5": 50,
+        "balanced": 0,
         "rows": 2,
         "images": 2,
     }
@@ -96,12 +101,13 @@ def test_every_box_counts_as_much() -> None:
     many = replace(many, boxes=boxes, classes=many.classes[[0, 0, 0, 2]])
     boxes = torch.tensor([[0.0, 1, 2, 3, 4], [1, 0, 0, 8, 8]])
     found = accuracy(telling(7), [many, replace(one, boxes=boxes)], device="cpu")
-    assert found == {"top1": pytest.approx(100 / 6), "top5": pytest.approx(500 / 6), "rows": 6, "images": 5}
+    figures = {"top1": pytest.approx(100 / 6), "top5": pytest.approx(500 / 6), "rows": 6, "images": 5}
+    assert found == figures | {"balanced": pytest.approx(25 / 3)}
 
 
 def test_there_is_no_accuracy_of_nothing() -> None:
     """Breaks with a division by 0, or with 0 for what was not measured."""
-    nothing = {"top1": -1, "top5": -1, "rows": 0, "images": 0}
+    nothing = {"top1": -1, "top5": -1, "balanced": -1, "rows": 0, "images": 0}
     assert accuracy(telling(7), [], device="cpu") == nothing
     assert accuracy(telling(7), [told([], 7)], device="cpu") == nothing
 
@@ -114,7 +120,13 @@ def test_a_measurement_teaches_nothing_and_leaves_the_mode(mode: bool) -> None:
     probe.norm.running_mean[0] = 500  # so that class 0 is never the surest
     before = copy.deepcopy(probe.state_dict())
     found = accuracy(probe, [told([1, 1, 1, 1], 7)], device="cpu", precision="bf16")
-    assert found == {"top1": 75, "top5": 75, "rows": 4, "images": 4} and probe.reader.exact == [False]
+    assert found == {
+        "top1": 75,
+        "top5": 75,
+        "balanced": 75,
+        "rows": 4,
+        "images": 4,
+    } and probe.reader.exact == [False]
     assert probe.training is mode
     assert all(torch.equal(t, before[n]) for n, t in probe.state_dict().items())
 

@@ -60,6 +60,6 @@ def measure(beside: Beside, test: Classified, recipe: Recipe, folder: RunFolder,
         workers=recipe.data.workers,
     )
     found = accuracy(probe, batches, device=device, precision=precision_of(recipe.run.precision, device))
-    named = {f"online_{key}" if key.startswith("top") else key: value for key, value in found.items()}
+    named = {key if key in ("rows", "images") else f"online_{key}": value for key, value in found.items()}
     keep_results(folder.path, named, seconds=seconds + time.perf_counter() - began)
     folder.tell(f"the classifier beside: top-1 {found['top1']:.2f} on {found['images']} images, in 0..100")
