@@ -7,11 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tiny import photos, rows, settings
+from tiny import colours, photos, rows, settings
 
 from boxwise.cli import main
 from boxwise.engine.checkpoint import load
@@ -22,18 +20,9 @@ from boxwise.strict import SettingsError
 WATCHED: dict[str, Any] = {"data.classes": True}
 
 
-@pytest.fixture(scope="module")
-def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes that any network tells apart, in train/ and val/."""
-    root = tmp_path_factory.mktemp("colours")
-    for split, count in (("train", 8), ("val", 4)):
-        for colour, rgb in (("blue", (20, 30, 220)), ("red", (230, 40, 20))):
-            folder = root / split / colour
-            folder.mkdir(parents=True)
-            for i in range(count):
-                noise = np.random.default_rng(i).integers(-20, 21, (40, 50, 3))
-                Image.fromarray((np.array(rgb) + noise).astype(np.uint8)).save(folder / f"{i:02d}.png")
-    return root
+@pytest.fixture(scope="module", name="colours")
+def _colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return colours(tmp_path_factory.mktemp("colours"), train=8, val=4)
 
 
 def state(run: Path, step: int) -> dict[str, torch.Tensor]:

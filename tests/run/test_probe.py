@@ -8,11 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tiny import facts, flags, photos, rows, settings
+from tiny import RUN, colours, facts, flags, photos, rows, settings
 
 import boxwise
 from boxwise.cli import main
@@ -27,25 +25,8 @@ from boxwise.run.scenes import scenes
 from boxwise.strict import SettingsError, dump_yaml
 from boxwise.transfer.probes.svm import POOLS
 
-LINEAR: dict[str, Any] = {
-    "backbone": "test_resnet",
-    "image_size": 64,
-    "batch_size": 4,
-    "steps": 2,
-    "workers": 0,
-    "device": "cpu",
-    "precision": "fp32",
-    "run.log_every": 1,
-    "run.threads": 1,
-}
-"""Flags that make a linear probe tiny."""
 MACHINES: dict[str, Any] = {
-    "backbone": "test_resnet",
-    "image_size": 64,
-    "batch_size": 4,
-    "workers": 0,
-    "device": "cpu",
-    "precision": "fp32",
+    **{key: value for key, value in RUN.items() if key != "steps" and not key.startswith("run.")},
     "probe.costs": [1.0, 0.01],
 }
 """Flags that make support vector machines quick."""
@@ -56,18 +37,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scenes(tmp_path_factory.mktemp("data") / "coco", count=12, val=6, size=64)
 
 
-@pytest.fixture(scope="module")
-def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes that any network tells apart, in class folders."""
-    root = tmp_path_factory.mktemp("colours")
-    for split, count in (("train", 16), ("val", 8)):
-        for colour, rgb in (("blue", (20, 30, 220)), ("red", (230, 40, 20))):
-            folder = root / split / colour
-            folder.mkdir(parents=True)
-            for i in range(count):
-                noise = np.random.default_rng(i).integers(-20, 21, (40, 50, 3))
-                Image.fromarray((np.array(rgb) + noise).astype(np.uint8)).save(folder / f"{i:02d}.png")
-    return root
+@pytest.fixture(scope="module", name="colours")
+def _colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return colours(tmp_path_factory.mktemp("colours"), train=16, val=8)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +64,7 @@ def layer(run: Path, step: int) -> dict[str, torch.Tensor]:
 
 def test_what_any_network_sees_is_told_apart(colours: Path, tmp_path: Path) -> None:
     """Breaks when labels, features and layer do not belong together: red and blue are no question at all."""
-    out = probe(
-        "linear", colours, tmp_path / "run", settings=LINEAR | {"steps": 40, "batch_size": 8, "lr": 3.0}
-    )
+    out = probe("linear", colours, tmp_path / "run", settings=RUN | {"steps": 40, "batch_size": 8, "lr": 3.0})
     found = results(out)
     assert found["top1"] == 100.0 and "top5" not in found
     assert (found["rows"], found["images"]) == (16, 16) and found["seconds"] > 0
@@ -113,7 +83,7 @@ def test_what_any_network_sees_is_told_apart(colours: Path, tmp_path: Path) -> N
 
 def test_boxes_are_asked_about(data: Path, pretrained: Path, tmp_path: Path) -> None:
     """Breaks when rows are images and no boxes, or weights do not arrive, or another mean is subtracted."""
-    out = probe("roi_linear", data, tmp_path / "run", weights=pretrained, settings=LINEAR)
+    out = probe("roi_linear", data, tmp_path / "run", weights=pretrained, settings=RUN)
     test = open_labelled(data, split="val")
     boxes = sum(int((~test.read(i)[1].crowd).sum()) for i in range(len(test)))
     assert results(out)["rows"] == boxes > 6
@@ -134,15 +104,13 @@ def test_the_backbone_and_the_pixels_are_those_of_the_weights(
     data: Path, pretrained: Path, tmp_path: Path
 ) -> None:
     """Breaks when a flag silently replaces the backbone that the weights are of."""
-    own = {key: value for key, value in LINEAR.items() if key != "backbone"}
+    own = {key: value for key, value in RUN.items() if key != "backbone"}
     out = probe("roi_linear", data, tmp_path / "run", weights=pretrained, settings=own)
     assert "backbone: test_resnet" in (out / "config.yaml").read_text()
     with pytest.raises(
         SettingsError, match=r"probe\.backbone: resnet18 was asked for, but .* holds test_resnet"
     ):
-        probe(
-            "roi_linear", data, tmp_path / "x", weights=pretrained, settings=LINEAR | {"backbone": "resnet18"}
-        )
+        probe("roi_linear", data, tmp_path / "x", weights=pretrained, settings=RUN | {"backbone": "resnet18"})
     with pytest.raises(SettingsError, match=r"probe\.backbone: resnet18 was asked for"):
         probe("svm", data, tmp_path / "x", weights=pretrained, settings=MACHINES | {"backbone": "resnet18"})
 
@@ -150,12 +118,12 @@ def test_the_backbone_and_the_pixels_are_those_of_the_weights(
 def test_patches_need_no_labels(tmp_path: Path) -> None:
     """Breaks when a folder of photos is not enough, or what is measured on is trained on."""
     folder = photos(tmp_path / "photos", 12)
-    out = probe("patch_location", folder, tmp_path / "run", settings=LINEAR | {"data.held_out": 0.25})
+    out = probe("patch_location", folder, tmp_path / "run", settings=RUN | {"data.held_out": 0.25})
     found = results(out)
     assert (found["images"], found["rows"]) == (3, 27) and {"top1", "top5"} <= found.keys()
     assert len((out / "trained_on.txt").read_text().split()) == 9
     with pytest.raises(ValueError, match="--labels: this probe reads no labels"):
-        probe("patch_location", folder, tmp_path / "x", labels=0.5, settings=LINEAR)
+        probe("patch_location", folder, tmp_path / "x", labels=0.5, settings=RUN)
 
 
 def test_files_that_cannot_be_read(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,13 +132,13 @@ def test_files_that_cannot_be_read(data: Path, tmp_path: Path, capsys: pytest.Ca
     val = photos(tmp_path / "val", 21)
     for bad in (folder / "004.png", val / "006.png"):
         bad.write_bytes(b"")
-    out = probe("patch_location", folder, tmp_path / "run", val=val, settings=LINEAR | {"steps": 20})
+    out = probe("patch_location", folder, tmp_path / "run", val=val, settings=RUN | {"steps": 20})
     assert results(out)["images"] == 20 and "006.png: " in capsys.readouterr().err
     assert "004.png" in (out / "bad_images.txt").read_text()
     torn = tmp_path / "coco"
     shutil.copytree(data, torn)
     (file := sorted((torn / "val2017").iterdir())[0]).write_bytes(b"")
-    for recipe, given in (("roi_linear", LINEAR), ("svm", MACHINES)):
+    for recipe, given in (("roi_linear", RUN), ("svm", MACHINES)):
         with pytest.raises(ValueError, match=re.escape(file.name)):
             probe(recipe, torn, tmp_path / recipe, settings=given)
         more = given | {"bad_images": "skip"}
@@ -181,7 +149,7 @@ def test_files_that_cannot_be_read(data: Path, tmp_path: Path, capsys: pytest.Ca
 def test_patches_of_c5_need_no_head(tmp_path: Path) -> None:
     """Breaks when a backbone without a separate last stage cannot be asked."""
     folder = photos(tmp_path / "photos", 6)
-    swin = LINEAR | {"backbone": "test_efficientnet"}
+    swin = RUN | {"backbone": "test_efficientnet"}
     out = probe("patch_location", folder, tmp_path / "run", settings=swin | {"probe.level": "c5"})
     assert results(out)["rows"] == 9
 
@@ -213,18 +181,18 @@ def test_few_labels_are_drawn_by_the_seed_and_listed(data: Path, colours: Path, 
 
     train = open_labelled(data, split="train")
     few = choose(train, 0.5, seed=3)
-    for recipe, flags_ in (("roi_linear", LINEAR), ("svm", MACHINES)):
+    for recipe, flags_ in (("roi_linear", RUN), ("svm", MACHINES)):
         out = probe(recipe, data, tmp_path / recipe, labels=0.5, settings=flags_ | {"seed": 3})
         assert (out / "trained_on.txt").read_text().split() == [few.name(i) for i in range(len(few))]
         assert facts(out)["data"]["images"] == 6
-    out = probe("linear", colours, tmp_path / "linear", labels=5, settings=LINEAR)
+    out = probe("linear", colours, tmp_path / "linear", labels=5, settings=RUN)
     assert len((out / "trained_on.txt").read_text().split()) == 5
 
 
 @pytest.mark.parametrize("recipe", ["roi_linear", "coco_roi_linear"])
 def test_a_run_goes_on_where_it_was(recipe: str, data: Path, tmp_path: Path) -> None:
     """Breaks when a resumed probe trains on other draws, or forgets statistics that it tracks."""
-    given = LINEAR | {"steps": 4, "run.save_every": 2, "run.batch_size": 4}
+    given = RUN | {"steps": 4, "run.save_every": 2, "run.batch_size": 4}
     whole = probe(recipe, data, tmp_path / "whole", settings=given)
     torn = tmp_path / "torn"
     shutil.copytree(whole, torn)
@@ -243,15 +211,15 @@ def test_a_run_goes_on_where_it_was(recipe: str, data: Path, tmp_path: Path) -> 
 
 def test_other_weights_are_another_run(data: Path, pretrained: Path, tmp_path: Path) -> None:
     """Breaks when a resumed probe goes on with features of something else."""
-    probe("roi_linear", data, tmp_path / "run", settings=LINEAR)
+    probe("roi_linear", data, tmp_path / "run", settings=RUN)
     with pytest.raises(ValueError, match="started otherwise"):
-        probe("roi_linear", data, tmp_path / "run", weights=pretrained, settings=LINEAR, resume=True)
+        probe("roi_linear", data, tmp_path / "run", weights=pretrained, settings=RUN, resume=True)
 
 
 def test_typed(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks when the command does less than the function, or prints no figure."""
     words = ["probe", "roi_linear", "--data", str(data), "--out", str(tmp_path / "run"), "--labels", "6"]
-    assert main([*words, *flags(LINEAR)]) == 0
+    assert main([*words, *flags(RUN)]) == 0
     printed = capsys.readouterr().out
     found = results(tmp_path / "run")
     assert f"top1     {found['top1']:6.2f}\n" in printed
@@ -264,7 +232,7 @@ def test_typed(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_dry_run_writes_nothing(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks when looking at a recipe trains it, or what is printed cannot be read back."""
-    for recipe, given in (("roi_linear", LINEAR), ("svm", MACHINES)):
+    for recipe, given in (("roi_linear", RUN), ("svm", MACHINES)):
         words = ["probe", recipe, "--data", str(data), "--out", str(tmp_path / "no"), "--dry-run"]
         assert main([*words, *flags(given)]) == 0
         (tmp_path / "told.yaml").write_text(capsys.readouterr().out)
@@ -310,11 +278,11 @@ def test_wrong_usage_is_told_before_anything_is_written(
 def test_other_data_than_asked_for(data: Path, colours: Path, tmp_path: Path) -> None:
     """Breaks when a probe meets data of another kind with a traceback, or with nothing to ask."""
     with pytest.raises(ValueError, match="holds a folder of images for each class"):
-        probe("linear", data, tmp_path / "x", settings=LINEAR)
+        probe("linear", data, tmp_path / "x", settings=RUN)
     with pytest.raises(ValueError, match="COCO root"):
-        probe("roi_linear", colours, tmp_path / "x", settings=LINEAR)
+        probe("roi_linear", colours, tmp_path / "x", settings=RUN)
     json_ = data / "annotations" / "instances_train2017.json"
-    for recipe, given in (("roi_linear", LINEAR), ("svm", MACHINES)):
+    for recipe, given in (("roi_linear", RUN), ("svm", MACHINES)):
         with pytest.raises(ValueError, match="pass --val"):
             probe(recipe, json_, tmp_path / "x", images=data / "train2017", settings=given)
     empty = tmp_path / "empty"
@@ -324,7 +292,7 @@ def test_other_data_than_asked_for(data: Path, colours: Path, tmp_path: Path) ->
         content = json.loads(file.read_text())
         file.write_text(json.dumps(content | {"annotations": []}))
     with pytest.raises(ValueError, match="a detector needs images with boxes"):
-        probe("roi_linear", empty, tmp_path / "x", settings=LINEAR)
+        probe("roi_linear", empty, tmp_path / "x", settings=RUN)
     assert not (tmp_path / "x").exists()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import DETECTOR, facts, rows
+from tiny import DETECTOR, RUN, facts, rows
 
 from boxwise.engine.checkpoint import load
 from boxwise.run.scenes import scenes
@@ -25,7 +25,7 @@ TOLD: dict[str, Any] = {
     "measure.precise_bn": 2,
 }
 ASKED: dict[str, Any] = {
-    **{key: value for key, value in DETECTOR.items() if not key.startswith("detector.")},
+    **RUN,
     "probe.normalised": True,
     "probe.statistics": "tracked",
     "lr": 1.0,

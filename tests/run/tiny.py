@@ -67,6 +67,18 @@ def photos(folder: Path, count: int, *, size: int = 48) -> Path:
     return folder
 
 
+def colours(root: Path, *, train: int, val: int) -> Path:
+    """Two classes that any network tells apart, in train/ and val/ with a folder for each."""
+    for split, count in (("train", train), ("val", val)):
+        for colour, rgb in (("blue", (20, 30, 220)), ("red", (230, 40, 20))):
+            folder = root / split / colour
+            folder.mkdir(parents=True)
+            for i in range(count):
+                noise = np.random.default_rng(i).integers(-20, 21, (40, 50, 3))
+                Image.fromarray((np.array(rgb) + noise).astype(np.uint8)).save(folder / f"{i:02d}.png")
+    return root
+
+
 def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -76,16 +88,5 @@ def facts(run: Path) -> dict[str, Any]:
     return found
 
 
-DETECTOR: dict[str, Any] = {
-    "backbone": "test_resnet",
-    "detector.fpn_channels": 16,
-    "image_size": 64,
-    "batch_size": 4,
-    "steps": 2,
-    "workers": 0,
-    "device": "cpu",
-    "precision": "fp32",
-    "run.log_every": 1,
-    "run.threads": 1,
-}
+DETECTOR: dict[str, Any] = {**RUN, "detector.fpn_channels": 16}
 """Flags that make a detector tiny."""

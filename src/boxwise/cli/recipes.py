@@ -64,6 +64,15 @@ class Training(Verb):
     dry_run: bool = False
     """Print the resolved recipe and stop."""
 
+    def tell(self, done: Path) -> None:
+        """Prints the figures of a run, and where it lies."""
+        from boxwise.engine.device import leads
+        from boxwise.run.evaluate import as_table
+
+        if leads() and not self.dry_run:
+            print(as_table(json.loads((done / "results.json").read_text())))
+            print(done)
+
     def shared(self) -> dict[str, Any]:
         """The flags of every training, as its function takes them."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(Training)}
@@ -118,8 +127,6 @@ class Finetune(Training):
     """A self-test: train on so many images and measure on the same; fails below AP50 80, with suspects."""
 
     def call(self, settings: dict[str, Any]) -> None:
-        from boxwise.engine.device import leads
-        from boxwise.run.evaluate import as_table
         from boxwise.run.finetune import finetune
 
         labels = None if self.labels is None else _amount(self.labels)
@@ -131,9 +138,7 @@ class Finetune(Training):
             labels=labels,
             overfit=self.overfit,
         )
-        if leads() and not self.dry_run:
-            print(as_table(json.loads((done / "results.json").read_text())))
-            print(done)
+        self.tell(done)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -156,15 +161,12 @@ class Probe(Training):
     """Train on a share (0.1) or a count (100) of the labelled images, drawn by the seed and listed in the run."""
 
     def call(self, settings: dict[str, Any]) -> None:
-        from boxwise.engine.device import leads
-        from boxwise.run.evaluate import as_table
         from boxwise.run.probe import probe
 
         labels = None if self.labels is None else _amount(self.labels)
-        done = probe(**self.shared(), settings=settings, weights=self.weights, val=self.val, labels=labels)
-        if leads() and not self.dry_run:
-            print(as_table(json.loads((done / "results.json").read_text())))
-            print(done)
+        self.tell(
+            probe(**self.shared(), settings=settings, weights=self.weights, val=self.val, labels=labels)
+        )
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -102,6 +102,11 @@ class Weights:
         return report
 
 
+def pixels(weights: Weights | None) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation that inputs are normalised by; ImageNet's for random weights."""
+    return (IMAGENET_MEAN, IMAGENET_STD) if weights is None else (weights.mean, weights.std)
+
+
 def save_weights(folder: Path, modules: Mapping[str, nn.Module], config: Mapping[str, Any]) -> Path:
     """Writes `modules` (backbone, where trained fpn and head) and what a detector must know.
 

@@ -17,7 +17,8 @@ from boxwise.recipes.recipe import Recipe
 from boxwise.run.probe_folder import keep_results, still_batches
 from boxwise.transfer.evaluate import precision_of
 from boxwise.transfer.probes.accuracy import accuracy
-from boxwise.transfer.probes.linear import ClassedPictures, Linear
+from boxwise.transfer.probes.base import Probe
+from boxwise.transfer.probes.linear import ClassedPictures, WholePicture
 from boxwise.transfer.probes.looks import Still
 
 ClassedSides = tuple[Classified, Classified]
@@ -46,10 +47,9 @@ def measure(beside: Beside, test: Classified, recipe: Recipe, folder: RunFolder,
     began, device = time.perf_counter(), device_of(recipe.run.device)
     crop, photo = recipe.views[0].crop, recipe.views[0].photo
     still = Still(size=crop.size, resize=round(crop.size * 8 / 7), interpolation=crop.interpolation)
-    probe = Linear(backbone=recipe.encoder.backbone).build(
-        classes=beside.classifier.out_features, mean=photo.mean, std=photo.std
-    )
-    probe.reader.encoder, probe.classifier = beside.method.student.encoder, beside.classifier
+    reader = WholePicture(beside.method.student.encoder, "c5")
+    probe = Probe(reader, classes=beside.classifier.out_features, mean=photo.mean, std=photo.std)
+    probe.classifier = beside.classifier
     batches = still_batches(
         ClassedPictures(test),
         still,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -16,17 +15,17 @@ from boxwise.data.loader import Each, Policy, Sampler
 from boxwise.data.targets import Labelled
 from boxwise.data.training_set import Repeated, repeat_factors, training_set
 from boxwise.engine.atomic import write_text
-from boxwise.engine.device import device_of, leads
+from boxwise.engine.device import device_of
 from boxwise.engine.folder import RunFolder
 from boxwise.engine.loop import fit
-from boxwise.interop.files import IMAGENET_MEAN, IMAGENET_STD, Weights, write_state
-from boxwise.interop.keys import MatchReport
+from boxwise.interop.files import Weights, pixels, write_state
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.run.bad_images import BadImages
 from boxwise.run.draw import detections_sheet, write_picture
 from boxwise.run.draw_pixels import pixels_sheet
 from boxwise.run.find import saved
 from boxwise.run.preflight import doubts, preflight, suspects
+from boxwise.run.records import facts, filled, listed
 from boxwise.run.stream import stream
 from boxwise.strict import dump_yaml, plain
 from boxwise.transfer.detectors.base import Detector
@@ -58,32 +57,22 @@ def run_transfer(
     check_readable(train)
     measurable(test, config=recipe.detector, measure=recipe.measure)
     torch.manual_seed(run.seed)
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if weights is None else (weights.mean, weights.std)
+    mean, std = pixels(weights)
     classes = recipe.detector.classes(train)
     detector = recipe.detector.build(classes=len(classes), mean=mean, std=std)
-    report = None if weights is None else _filled(detector, weights)
-    data = {
-        "images": len(train),
-        "fingerprint": train.fingerprint(),
-        "test_images": len(test),
-        "test_fingerprint": test.fingerprint(),
-        "weights": None if weights is None else weights.source,
-        "weights_digest": None if weights is None else weights.digest,
-        "mean": [*mean],
-        "std": [*std],
-    }
+    matched = filled(detector.parts(), weights)
     with RunFolder.open(
         out,
         kind="finetune",
         config=dump_yaml(saved(recipe, origin)),
-        data=data,
+        data={**facts(train, test, weights), "mean": [*mean], "std": [*std]},
         seed=run.seed,
         resume=resume,
         overwrite=overwrite,
         allow_drift=allow_drift,
     ) as folder:
-        folder.write("labelled.txt", "".join(f"{train.name(i)}\n" for i in range(len(train))))
-        folder.write("match.txt", f"{report}\n" if report is not None else "random weights\n")
+        folder.write("labelled.txt", listed(train))
+        folder.write("match.txt", matched)
         for doubt in () if by_heart else doubts(train, test):
             folder.tell(doubt)
         bad, task, total = BadImages(folder, train), DetectionTask(detector), recipe.steps(len(train))
@@ -108,15 +97,6 @@ def run_transfer(
             if nothing := suspects(recipe, train, test, results):
                 folder.tell(nothing)
     return out
-
-
-def _filled(detector: Detector, weights: Weights) -> MatchReport:
-    """What of the weights arrived in the detector. Raises WeightsError where a part of theirs did not, whole."""
-    report = weights.into(detector.parts())
-    if leads():
-        print(report, file=sys.stderr)
-    report.require(part for part in weights.parts if part in detector.parts())
-    return report
 
 
 def _precise_norms(

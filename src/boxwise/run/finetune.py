@@ -15,7 +15,7 @@ from boxwise.interop.files import Weights, load_weights
 from boxwise.recipes.recipe import TransferRecipe
 from boxwise.run.detector_run import run_transfer
 from boxwise.run.find import say, transfer_recipe
-from boxwise.run.fit import fitted_length
+from boxwise.run.fit import fitted_length, taken_over
 from boxwise.run.overfit import few, quick, verdict
 from boxwise.strict import SettingsError, plain
 
@@ -105,11 +105,4 @@ def adopted(recipe: TransferRecipe, weights: Weights, given: Collection[str]) ->
         theirs.pop("fpn_norm", None)  # its other levels are new, with norms or without
     ours = plain(recipe.detector)
     theirs = {key: value for key, value in theirs.items() if key in ours}
-    wrong = [
-        f"detector.{key}: {ours[key]} was asked for, but {weights.source} holds {value}"
-        for key, value in theirs.items()
-        if f"detector.{key}" in given and ours[key] != value
-    ]
-    if wrong:
-        raise SettingsError(wrong)
-    return recipe.changed({"detector": theirs})
+    return taken_over(recipe, "detector", theirs, source=weights.source, given=given)

@@ -10,7 +10,7 @@ from boxwise.data.paste import fewest
 from boxwise.engine.device import processes
 from boxwise.recipes.configuration import Configuration, Trained
 from boxwise.recipes.recipe import Recipe
-from boxwise.strict import load_yaml, plain
+from boxwise.strict import SettingsError, load_yaml, plain
 
 R = TypeVar("R", bound=Configuration)
 C = TypeVar("C", bound=Trained)
@@ -85,6 +85,24 @@ def fitted_length(recipe: C, *, images: int, given: Collection[str]) -> tuple[C,
             f"{steps} steps of {batch} images ({steps * batch / images:.0f} passes over {images} images)"
         )
     return _short_warmup(recipe, images, given, why), why
+
+
+def taken_over(
+    recipe: R, section: str, theirs: Mapping[str, Any], *, source: str, given: Collection[str]
+) -> R:
+    """`recipe` with the settings of `section` that weights from `source` decide.
+
+    Raises SettingsError where a setting in `given` contradicts the weights.
+    """
+    ours = plain(getattr(recipe, section))
+    wrong = [
+        f"{section}.{key}: {ours[key]} was asked for, but {source} holds {value}"
+        for key, value in theirs.items()
+        if f"{section}.{key}" in given and ours[key] != value
+    ]
+    if wrong:
+        raise SettingsError(wrong)
+    return recipe.changed({section: dict(theirs)})
 
 
 def scaled_rate(recipe: Trained) -> str:

@@ -11,11 +11,12 @@ from boxwise.data.loader import Each, Policy
 from boxwise.engine.device import device_of
 from boxwise.engine.folder import RunFolder
 from boxwise.engine.loop import fit
-from boxwise.interop.files import IMAGENET_MEAN, IMAGENET_STD, Weights
+from boxwise.interop.files import Weights, pixels
 from boxwise.recipes.recipe import LinearProbeRecipe
 from boxwise.run.bad_images import BadImages
 from boxwise.run.find import saved
-from boxwise.run.probe_folder import facts, filled, keep_results, listed, still_batches
+from boxwise.run.probe_folder import keep_results, still_batches
+from boxwise.run.records import facts, filled, listed
 from boxwise.run.stream import stream
 from boxwise.strict import dump_yaml
 from boxwise.transfer.evaluate import precision_of
@@ -38,9 +39,9 @@ def run_linear(
     """Trains the layer of a recipe as it stands, measures it with its last weights, and returns `out`."""
     run, (train, test) = recipe.run, sides
     torch.manual_seed(run.seed)
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if weights is None else (weights.mean, weights.std)
+    mean, std = pixels(weights)
     probe = recipe.probe.build(classes=len(train.classes), mean=mean, std=std)
-    matched = filled(probe.reader.backbone(), weights)
+    matched = filled({"backbone": probe.reader.backbone()}, weights)
     probe.begin()
     with RunFolder.open(
         out,

@@ -9,10 +9,10 @@ from typing import Any
 from boxwise.interop.files import Weights, load_weights
 from boxwise.recipes.recipe import LinearProbeRecipe, ProbeRecipe, SVMRecipe
 from boxwise.run.find import probe_recipe, say
-from boxwise.run.fit import fitted_length
+from boxwise.run.fit import fitted_length, taken_over
 from boxwise.run.linear_probe import run_linear
 from boxwise.run.svm_probe import run_svm
-from boxwise.strict import SettingsError
+from boxwise.transfer.probes.base import Place
 
 
 def probe(
@@ -41,24 +41,23 @@ def probe(
     found = probe_recipe(recipe, config=config, settings=settings)
     pretrained = None if weights is None else load_weights(weights).only(("backbone",))
     resolved = found.recipe if pretrained is None else _adopted(found.recipe, pretrained, given=found.given)
+    place = Place(data, images, val)
     if isinstance(resolved, SVMRecipe):
         say(resolved, found.changes, source=found.source if dry_run else None)
         if not dry_run:
             run_svm(
                 resolved,
-                data,
+                place,
                 Path(out),
                 origin=found.source,
                 weights=pretrained,
-                images=images,
-                val=val,
                 resume=resume,
                 overwrite=overwrite,
                 allow_drift=allow_drift,
             )
         return Path(out)
     assert isinstance(resolved, LinearProbeRecipe)
-    sides = resolved.probe.open(data, images=images, val=val, settings=resolved.data, seed=resolved.run.seed)
+    sides = resolved.probe.open(place, resolved.data, seed=resolved.run.seed)
     changes = [*found.changes]
     if found.fitted:
         resolved, fits = fitted_length(resolved, images=len(sides[0]), given=found.given)
@@ -79,10 +78,7 @@ def probe(
 
 
 def _adopted(recipe: ProbeRecipe, weights: Weights, *, given: Collection[str]) -> ProbeRecipe:
-    """`recipe` with the backbone that `weights` are of. Raises SettingsError where a setting in `given` is another."""
-    theirs, ours = weights.config.get("encoder", {}).get("backbone"), recipe.probe.backbone
-    if theirs in (None, ours):
-        return recipe
-    if "probe.backbone" in given:
-        raise SettingsError([f"probe.backbone: {ours} was asked for, but {weights.source} holds {theirs}"])
-    return recipe.changed({"probe.backbone": theirs})
+    """`recipe` with the backbone that `weights` are of, where they say it."""
+    encoder = weights.config.get("encoder", {})
+    theirs = {"backbone": encoder["backbone"]} if "backbone" in encoder else {}
+    return taken_over(recipe, "probe", theirs, source=weights.source, given=given)

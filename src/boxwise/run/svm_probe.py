@@ -19,14 +19,16 @@ from boxwise.data.training_set import DIFFICULT
 from boxwise.engine.device import device_of, place
 from boxwise.engine.folder import RunFolder
 from boxwise.engine.progress import ImageDisplay
-from boxwise.interop.files import IMAGENET_MEAN, IMAGENET_STD, Weights
+from boxwise.interop.files import Weights, pixels
 from boxwise.nn.encoder import Encoder, EncoderConfig, build_encoder
 from boxwise.recipes.recipe import SVMRecipe
 from boxwise.run.find import saved
 from boxwise.run.memory import free_memory
-from boxwise.run.probe_folder import facts, filled, keep_results, listed, still_batches
+from boxwise.run.probe_folder import keep_results, still_batches
+from boxwise.run.records import facts, filled, listed
 from boxwise.strict import dump_yaml
 from boxwise.transfer.evaluate import precision_of
+from boxwise.transfer.probes.base import Place
 from boxwise.transfer.probes.looks import LabelledBoxes
 from boxwise.transfer.probes.stages import Rows, shown, stage_rows
 from boxwise.transfer.probes.svm import Judged, judged
@@ -37,24 +39,22 @@ HELD = 6
 
 def run_svm(
     recipe: SVMRecipe,
-    data: str | Path,
+    where: Place,
     out: Path,
     *,
     origin: str,
     weights: Weights | None = None,
-    images: Path | None = None,
-    val: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     allow_drift: bool = False,
 ) -> Path:
-    """Measures every stage that a recipe names on labelled `data`, and returns `out`. A resumed run starts again."""
+    """Measures every stage that a recipe names on labelled images, and returns `out`. A resumed run starts again."""
     if place()[1] > 1:
         raise ValueError("svm: one process does it all; start it without torchrun or srun")
-    train, test = _opened(recipe, data, images=images, val=val)
+    train, test = _opened(recipe, where)
     torch.manual_seed(recipe.run.seed)
     encoder = build_encoder(EncoderConfig(backbone=recipe.probe.backbone))
-    matched = filled(encoder.body, weights)
+    matched = filled({"backbone": encoder.body}, weights)
     with RunFolder.open(
         out,
         kind="probe",
@@ -87,12 +87,10 @@ def run_svm(
     return out
 
 
-def _opened(
-    recipe: SVMRecipe, data: str | Path, *, images: Path | None, val: Path | None
-) -> tuple[LabelledBoxes, LabelledBoxes]:
+def _opened(recipe: SVMRecipe, where: Place) -> tuple[LabelledBoxes, LabelledBoxes]:
     """What is trained on and what is measured on, images without boxes included."""
     train, test = labelled_splits(
-        data, images=images, val=val, max_value=recipe.data.max_value, extras=(DIFFICULT,)
+        where.data, images=where.images, val=where.val, max_value=recipe.data.max_value, extras=(DIFFICULT,)
     )
     chosen: Labelled = choose(train, recipe.data.labels, seed=recipe.run.seed)
     return LabelledBoxes(chosen), LabelledBoxes(test)
@@ -111,6 +109,7 @@ def _seen(
 ) -> Seen:
     """Each file is decoded once; those that cannot be read are left out, where the recipe allows it."""
     run, device = recipe.run, device_of(recipe.run.device)
+    mean, std = pixels(weights)
     batches = still_batches(
         images,
         recipe.probe.still,
@@ -124,8 +123,8 @@ def _seen(
         encoder,
         batches,
         recipe.probe.levels,
-        mean=IMAGENET_MEAN if weights is None else weights.mean,
-        std=IMAGENET_STD if weights is None else weights.std,
+        mean=mean,
+        std=std,
         device=device,
         precision=precision_of(run.precision, device),
     )

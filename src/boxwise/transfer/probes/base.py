@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from boxwise.config import HeldOutData, LabelledData, settings
+from boxwise.config import LabelledData, settings
 from boxwise.data.cut import Crop
 from boxwise.nn.encoder import Encoder, EncoderConfig, build_encoder
 from boxwise.nn.ranks import shared_count
@@ -23,6 +24,15 @@ from boxwise.transfer.probes.looks import AskedBoxes, ProbeBatch, Questions, Sti
 
 Sides = tuple[Questions, Questions]
 """What is trained on, and what is measured on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the images lie, as --data, --images and --val say it."""
+
+    data: str | Path
+    images: Path | None = None
+    val: Path | None = None
 
 
 class Reader(nn.Module, ABC):
@@ -59,15 +69,7 @@ class ProbeConfig(ABC):
     """A BatchNorm without scale and shift before the layer: one rate then suits features of any size."""
 
     @abstractmethod
-    def open(
-        self,
-        data: str | Path,
-        *,
-        images: Path | None,
-        val: Path | None,
-        settings: HeldOutData | LabelledData,
-        seed: int,
-    ) -> Sides:
+    def open(self, place: Place, settings: LabelledData, *, seed: int) -> Sides:
         """The pictures to train and to measure on. Raises ValueError with path and mend."""
 
     @abstractmethod
@@ -80,7 +82,14 @@ class ProbeConfig(ABC):
 
     def build(self, *, classes: int, mean: Sequence[float], std: Sequence[float]) -> Probe:
         """The whole probe; `mean` and `std` are RGB in 0..1, those of the pretraining."""
-        return Probe(self, classes=classes, mean=mean, std=std)
+        return Probe(
+            self.reader(),
+            classes=classes,
+            mean=mean,
+            std=std,
+            tracked=self.statistics == "tracked",
+            normalised=self.normalised,
+        )
 
     def problems(self) -> Iterator[str]:
         """What cannot be, one sentence each."""
@@ -100,13 +109,18 @@ class Probe(nn.Module):
     """Share of the last batch's rows, of all ranks, whose surest class was right, once averaged over ranks."""
 
     def __init__(
-        self, config: ProbeConfig, *, classes: int, mean: Sequence[float], std: Sequence[float]
+        self,
+        reader: Reader,
+        *,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        tracked: bool = False,
+        normalised: bool = False,
     ) -> None:
         super().__init__()
-        self.tracked = config.statistics == "tracked"
-        self.reader = config.reader().requires_grad_(False)
-        width = self.reader.width
-        self.norm = RowNorm(width, affine=False) if config.normalised else nn.Identity()
+        self.tracked, self.reader, width = tracked, reader.requires_grad_(False), reader.width
+        self.norm = RowNorm(width, affine=False) if normalised else nn.Identity()
         self.classifier = nn.Linear(width, classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)

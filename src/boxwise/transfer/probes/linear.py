@@ -6,7 +6,6 @@ MoCo's protocol, which DetCo and ReSim take, and SCRL's, differ in optimiser, ra
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,7 +17,7 @@ from boxwise.data.classified import Classified, open_classified
 from boxwise.data.names import count_of, draw
 from boxwise.nn.encoder import Encoder
 from boxwise.shapes import Image
-from boxwise.transfer.probes.base import ProbeConfig, Reader, Sides
+from boxwise.transfer.probes.base import Place, ProbeConfig, Reader, Sides
 from boxwise.transfer.probes.looks import Asked, AskedBoxes
 
 
@@ -30,21 +29,13 @@ class Linear(ProbeConfig):
     level: Literal["c2", "c3", "c4", "c5"] = "c5"
     """The map whose mean is read."""
 
-    def open(
-        self,
-        data: str | Path,
-        *,
-        images: Path | None,
-        val: Path | None,
-        settings: HeldOutData | LabelledData,
-        seed: int,
-    ) -> Sides:
+    def open(self, place: Place, settings: LabelledData, *, seed: int) -> Sides:
         """Folders named after classes, as `open_classified` takes them."""
-        if images is not None:
+        if place.images is not None:
             raise ValueError("--images goes with a COCO json, and this probe takes folders of classes")
         assert isinstance(settings, HeldOutData)
         train, test = open_classified(
-            data, val=val, held_out=settings.held_out, seed=seed, max_value=settings.max_value
+            place.data, val=place.val, held_out=settings.held_out, seed=seed, max_value=settings.max_value
         )
         names = [train.name(i) for i in range(len(train))]
         drawn = draw(names, count_of(settings.labels, len(train)), seed=seed)

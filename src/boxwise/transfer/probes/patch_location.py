@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -19,7 +18,7 @@ from boxwise.nn.encoder import Encoder
 from boxwise.nn.heads import Res5Head
 from boxwise.nn.pools import Align
 from boxwise.shapes import Image, Rows
-from boxwise.transfer.probes.base import ProbeConfig, Reader, Sides
+from boxwise.transfer.probes.base import Place, ProbeConfig, Reader, Sides
 from boxwise.transfer.probes.looks import Asked, AskedBoxes
 
 
@@ -42,23 +41,15 @@ class PatchLocation(ProbeConfig):
     aligned: bool = True
     """The centre of the first cell lies at half a cell, as in InsLoc's pretraining."""
 
-    def open(
-        self,
-        data: str | Path,
-        *,
-        images: Path | None,
-        val: Path | None,
-        settings: HeldOutData | LabelledData,
-        seed: int,
-    ) -> Sides:
+    def open(self, place: Place, settings: LabelledData, *, seed: int) -> Sides:
         """Any pictures, without labels."""
         assert isinstance(settings, HeldOutData)
         if settings.labels is not None:
             raise ValueError("--labels: this probe reads no labels; leave it out")
         train, test = open_held_out(
-            data,
-            images=images,
-            val=val,
+            place.data,
+            images=place.images,
+            val=place.val,
             held_out=settings.held_out,
             seed=seed,
             max_value=settings.max_value,

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from boxwise.config import Count, HeldOutData, LabelledData, settings
+from boxwise.config import Count, LabelledData, settings
 from boxwise.data.cut import Crop
 from boxwise.data.splits import labelled_splits
 from boxwise.data.targets import choose
 from boxwise.nn.encoder import Encoder
 from boxwise.nn.pools import Align
 from boxwise.shapes import Image
-from boxwise.transfer.probes.base import ProbeConfig, Reader, Sides
+from boxwise.transfer.probes.base import Place, ProbeConfig, Reader, Sides
 from boxwise.transfer.probes.looks import AskedBoxes, LabelledBoxes, Still
 
 
@@ -35,17 +34,11 @@ class RoILinear(ProbeConfig):
     aligned: bool = False
     """The centre of the first cell lies at half a cell, else at 0, as in SCRL's pretraining."""
 
-    def open(
-        self,
-        data: str | Path,
-        *,
-        images: Path | None,
-        val: Path | None,
-        settings: HeldOutData | LabelledData,
-        seed: int,
-    ) -> Sides:
+    def open(self, place: Place, settings: LabelledData, *, seed: int) -> Sides:
         """Labelled images of any layout; of a json, `val` names the other to measure on."""
-        train, test = labelled_splits(data, images=images, val=val, max_value=settings.max_value)
+        train, test = labelled_splits(
+            place.data, images=place.images, val=place.val, max_value=settings.max_value
+        )
         chosen = LabelledBoxes(choose(train, settings.labels, seed=seed)).filled()
         asked = LabelledBoxes(test).filled()
         for side in (chosen, asked):
